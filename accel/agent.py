@@ -1,0 +1,219 @@
+"""The agent: settings in, sources followed, maps kept in step, until it is told to stop.
+
+The composition root.  Its end, however it comes, takes nothing away: what is pinned
+goes on working, and the next start adopts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import msgspec
+
+import accel
+from accel import state
+from accel.core.plan import Pods, Policy, Want, fold, plan, pod_notes, want
+from accel.core.strategy import strategy
+from accel.datapath.datapath import Datapath
+from accel.datapath.fitness import Fitness, examine
+from accel.datapath.generation import reserved
+from accel.datapath.loading import Constants, start
+from accel.errors import AccelError
+from accel.linux import cgroup as cgroups
+from accel.settings import Settings
+from accel.sources.base import Source
+from accel.sources.processes import ProcessSource
+from accel.sources.profiles import KNOWN
+
+log = logging.getLogger("accel")
+
+
+class CannotStart(AccelError):
+    """Something the operator can put right keeps the agent from starting."""
+
+
+async def run(settings: Settings) -> None:
+    """Be the agent until SIGTERM or SIGINT.
+
+    A kernel that is not fit is left alone: the agent idles and says why.
+
+    Raises:
+        CannotStart: The node is set up in a way that the operator can mend.
+        AccelError: Another agent runs there, or the data path failed.
+    """
+    with state.only_agent(settings.run_dir):
+        fitness = await anyio.to_thread.run_sync(examine, settings.bpffs, settings.cgroup)
+        if fitness.broken:
+            worst = fitness.broken[0]
+            raise CannotStart(f"{worst.name}: {worst.detail}", remedy=worst.remedy)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
+            if fitness.usable:
+                await _accelerate(settings, fitness)
+            else:
+                await _idle(settings, fitness)
+
+
+async def _stop_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: stopping; what is accelerated stays so", number.name)
+            scope.cancel()
+            return
+
+
+async def _idle(settings: Settings, fitness: Fitness) -> None:
+    for reason in fitness.reasons:
+        log.warning("this node is not accelerated: %s", reason)
+    _Report(settings, fitness, Path()).write(idle_reasons=fitness.reasons)
+    await anyio.sleep_forever()
+
+
+async def _accelerate(settings: Settings, fitness: Fitness) -> None:
+    mount = cgroups.find_mount()
+    cgroup = settings.cgroup or mount.point
+    facts = fitness.facts
+    assert facts is not None  # usable says it was tested
+    constants = Constants(facts.charges_rmem)
+    with (
+        reserved(settings.bpffs),
+        start(settings.bpffs, cgroup, constants, settings.max_connections) as datapath,
+    ):
+        log.info(
+            "accelerating below %s: Linux %s, FIONREAD %s",
+            cgroup,
+            os.uname().release,
+            fitness.era.value,
+        )
+        source = ProcessSource(
+            mount,
+            profiles=(*settings.profiles, *KNOWN),
+            relist_seconds=settings.relist_seconds,
+        )
+        keeper = Keeper(datapath, policy_of(settings, fitness), _Report(settings, fitness, cgroup))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
+            tasks.start_soon(_sweep, datapath, settings.relist_seconds)
+
+
+async def _follow(source: Source, keeper: Keeper, scope: Path | None) -> None:
+    async with contextlib.aclosing(source.events()) as events:
+        async for event in events:
+            pods = fold(keeper.pods, event)
+            keeper.take(pods if scope is None else _below(scope, pods))
+
+
+def _below(cgroup: Path, pods: Pods) -> Pods:
+    """Those pods whose sockets the programs see when they are attached to `cgroup`."""
+    ids = {cgroups.cgroup_id(Path(directory)) for directory, _, _ in os.walk(cgroup)}
+    return {
+        netns: pod
+        for netns, pod in pods.items()
+        if any(container.cgroup_id in ids for container in pod.containers)
+    }
+
+
+async def _sweep(datapath: Datapath, period_seconds: float) -> None:
+    while True:
+        await anyio.sleep(period_seconds)
+        if swept := datapath.sweep():
+            log.info("forgot %d connections whose sockets are gone", swept)
+
+
+def policy_of(settings: Settings, fitness: Fitness) -> Policy:
+    return Policy(
+        trust_apps=settings.trust_apps,
+        trust_possible=fitness.trust_possible,
+        trust_forced=settings.force_trust,
+        enrol_apps_possible=fitness.enrol_apps_possible,
+        overrides=settings.pods,
+    )
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Keeps the maps in step with the pods: nothing awaited, microseconds a change."""
+
+    datapath: Datapath
+    policy: Policy
+    report: _Report
+    pods: Pods = field(default_factory=dict)
+    _told: bool = False
+
+    def take(self, pods: Pods) -> None:
+        """These are the pods now."""
+        wanted = want(pods, self.policy)
+        actions = plan(self.datapath.have(), wanted)
+        problems = self.datapath.apply(actions) if actions else ()
+        for problem in problems:
+            log.error("the kernel refused: %s", problem)
+        if actions or pods != self.pods or not self._told:
+            _log_changes(self.pods, pods)
+            self.pods = pods
+            self.report.write(pods=_pod_states(pods, wanted, self.policy), problems=problems)
+            self._told = True
+
+
+def _log_changes(before: Pods, after: Pods) -> None:
+    for netns in after.keys() - before.keys():
+        log.info("pod %s: %s proxy seen", after[netns].name, after[netns].profile)
+    for netns in before.keys() - after.keys():
+        log.info("pod %s: no proxy any more", before[netns].name)
+
+
+def _pod_states(pods: Pods, wanted: Want, policy: Policy) -> tuple[state.PodState, ...]:
+    return tuple(
+        state.PodState(
+            name=pod.name,
+            netns=netns,
+            profile=pod.profile,
+            accelerated=netns in wanted.pods,
+            trust_apps=netns in wanted.pods and wanted.pods[netns].trust_apps,
+            containers=tuple(
+                state.ContainerState(c.cgroup_id, c.role.name.lower(), c.name)
+                for c in sorted(pod.containers)
+            ),
+            addresses=tuple(sorted(map(str, pod.addresses))),
+            notes=pod_notes(pod, policy, pods),
+        )
+        for netns, pod in sorted(pods.items(), key=lambda item: item[1].name)
+    )
+
+
+class _Report:
+    """Writes the state file; what never changes is given once."""
+
+    def __init__(self, settings: Settings, fitness: Fitness, cgroup: Path) -> None:
+        paths = strategy(policy_of(settings, fitness), fitness.era) if fitness.usable else {}
+        self._run_dir = settings.run_dir
+        self._base = state.AgentState(
+            pid=os.getpid(),
+            version=accel.__version__,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=str(settings.source),
+            cgroup=str(cgroup),
+            era=fitness.era.value,
+            strategy={
+                hop: {w: state.PathState(p.accelerated, p.reason) for w, p in ways.items()}
+                for hop, ways in paths.items()
+            },
+        )
+
+    def write(
+        self,
+        *,
+        pods: tuple[state.PodState, ...] = (),
+        problems: tuple[str, ...] = (),
+        idle_reasons: tuple[str, ...] = (),
+    ) -> None:
+        changed = msgspec.structs.replace(
+            self._base, pods=pods, problems=problems, idle_reasons=idle_reasons
+        )
+        state.write(self._run_dir, changed)

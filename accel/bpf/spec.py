@@ -1,0 +1,186 @@
+"""The blueprint of an object: what its file says, before any kernel is involved.
+
+Everything here is frozen.  `opener.open_object()` makes specs out of bytes;
+`dataclasses.replace()`, or the `with_` methods, change them; `object.load()`
+makes kernel objects out of them.  Type ids refer to `ObjectSpec.btf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal
+
+from accel.bpf.errors import ObjectError
+
+if TYPE_CHECKING:
+    from accel.bpf.btf import Btf
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """One map to be created.
+
+    Attributes:
+        type: A BPF_MAP_TYPE_* number, as in uapi.MapType.
+        key_size, value_size: Bytes.
+        flags: BPF_F_* as the object asks for them.
+        key_type_id, value_type_id: BTF types of key and value; 0 when not given.
+        pin_by_name: The object asks for LIBBPF_PIN_BY_NAME.
+        contents: Initial bytes of a data section's only value; None for other maps.
+        frozen: The kernel must refuse later writes from user space (.rodata).
+        inner: Template of the inner maps of a map-in-map.
+    """
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+    map_extra: int = 0
+    numa_node: int | None = None
+    key_type_id: int = 0
+    value_type_id: int = 0
+    pin_by_name: bool = False
+    contents: bytes | None = None
+    frozen: bool = False
+    inner: MapSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VariableSpec:
+    """One global variable: `size` bytes at `offset` in the value of the data map `map`."""
+
+    name: str
+    map: str
+    offset: int
+    size: int
+    type_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapReference:
+    """The 16-byte load instruction at `index` wants a map.
+
+    Attributes:
+        index: Instruction index in 8-byte units.
+        value_offset: None for the map itself (BPF_PSEUDO_MAP_FD); otherwise the
+            byte offset into its value (BPF_PSEUDO_MAP_VALUE).
+    """
+
+    index: int
+    map: str
+    value_offset: int | None
+
+
+class CoreKind(IntEnum):
+    """enum bpf_core_relo_kind, include/uapi/linux/bpf.h."""
+
+    FIELD_BYTE_OFFSET = 0
+    FIELD_BYTE_SIZE = 1
+    FIELD_EXISTS = 2
+    FIELD_SIGNED = 3
+    FIELD_LSHIFT_U64 = 4
+    FIELD_RSHIFT_U64 = 5
+    TYPE_ID_LOCAL = 6
+    TYPE_ID_TARGET = 7
+    TYPE_EXISTS = 8
+    TYPE_SIZE = 9
+    ENUMVAL_EXISTS = 10
+    ENUMVAL_VALUE = 11
+    TYPE_MATCHES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class CoreRelocation:
+    """What the instruction at `index` needs to know about the running kernel's types.
+
+    Attributes:
+        access: Path from the type, as in "0:1:2"; see libbpf's relo_core.c.
+    """
+
+    index: int
+    type_id: int
+    access: str
+    kind: CoreKind
+
+
+@dataclass(frozen=True, slots=True)
+class FuncInfo:
+    """The BTF function that starts at instruction `index`."""
+
+    index: int
+    type_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineInfo:
+    """The source line of the instructions from `index` on; offsets into BTF's strings."""
+
+    index: int
+    file_off: int
+    line_off: int
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """One program, its subprograms appended and in-object calls resolved.
+
+    Attributes:
+        section: As written in SEC().
+        type: A BPF_PROG_TYPE_* number.
+        attach_type: The expected BPF_* attach type, or None where the type has none.
+        attach_target: The name after the slash of a tracing section ("bpf_map_elem" of
+            "iter/bpf_map_elem"), or None.
+        instructions: Little- or big-endian as the object, 8 bytes each.
+        autoload: False for SEC("?...").
+    """
+
+    name: str
+    section: str
+    type: int
+    attach_type: int | None
+    attach_target: str | None
+    instructions: bytes
+    map_references: tuple[MapReference, ...] = ()
+    core_relocations: tuple[CoreRelocation, ...] = ()
+    func_info: tuple[FuncInfo, ...] = ()
+    line_info: tuple[LineInfo, ...] = ()
+    flags: int = 0
+    autoload: bool = True
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """Everything an object file defines.  Pure data; holds no descriptor."""
+
+    name: str
+    byteorder: Literal["little", "big"]
+    license: str
+    programs: Mapping[str, ProgramSpec] = field(repr=False)
+    maps: Mapping[str, MapSpec] = field(repr=False)
+    variables: Mapping[str, VariableSpec] = field(repr=False)
+    btf: Btf | None = field(repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<ObjectSpec {self.name}: {len(self.programs)} programs, {len(self.maps)} maps, "
+            f"{len(self.variables)} variables>"
+        )
+
+    def with_max_entries(self, **sizes: int) -> ObjectSpec:
+        """A copy in which the named maps hold that many entries.
+
+        Raises:
+            ObjectError: The object has no map of that name.
+        """
+        maps = dict(self.maps)
+        for name, entries in sizes.items():
+            if name not in maps:
+                raise ObjectError(f"{self.name} has no map {name!r}")
+            maps[name] = replace(maps[name], max_entries=entries)
+        return replace(self, maps=maps)

@@ -1,0 +1,63 @@
+"""The nouns: a pod of this node, its containers, and what part each plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+
+
+class Role(IntEnum):
+    """What the sockets of one container are.  The numbers are shared with the BPF programs."""
+
+    UNKNOWN = 0  #: the cgroup does not tell; the uid may, if the pod says so
+    APP = 1
+    SIDECAR = 2
+    EXCLUDED = 3  #: in the pod, but never to be accelerated
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Container:
+    """One cgroup of a pod.
+
+    Attributes:
+        cgroup_id: Inode number of the cgroup v2 directory; nobody inside can forge it.
+        role: UNKNOWN where proxy and application share this cgroup.
+        name: For people.
+    """
+
+    cgroup_id: int
+    role: Role
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One network namespace that holds a sidecar proxy.
+
+    Attributes:
+        netns: Inode number of the network namespace: the pod's identity on the node.
+        name: For people, and the key of per-pod settings: "netns:4026532511", or the
+            `ip netns` name where there is one.
+        profile: The mesh whose proxy was found, as in "istio".
+        containers: At most one per cgroup.
+        addresses: As configured in the namespace, loopback and link-local included.
+        proxy_uid: Set only when proxy and application share one cgroup, so that the
+            uid of a socket must stand in for its cgroup.
+        trust_apps: Whether the pod's applications read sockets the ordinary way;
+            None leaves it to the node's default.
+        accelerate: False when the pod must be left to plain TCP.
+        reason: Why not, when not.
+    """
+
+    netns: int
+    name: str
+    profile: str
+    containers: frozenset[Container] = frozenset()
+    addresses: frozenset[Address] = frozenset()
+    proxy_uid: int | None = None
+    trust_apps: bool | None = None
+    accelerate: bool = True
+    reason: str = ""

@@ -1,0 +1,335 @@
+"""From facts to map updates: fold(pods, event), want(pods, policy), plan(have, want).
+
+Restart, relist and repair are one operation: plan(what the kernel holds, what we
+want).  The three mappings of `Want` are the three BPF hashes that the agent writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Network
+from types import MappingProxyType
+from typing import TypeVar
+
+from accel.core.events import Event, Listed, PodGone, PodSeen
+from accel.core.model import Address, Container, Pod, Role
+
+T = TypeVar("T")
+
+# IPv4-compatible addresses, which RFC 4291 2.5.5.1 retired.  Istio and Kuma give each pod
+# ::6 on its loopback, the source of what the sidecar sends to its application.
+_UNROUTED = IPv6Network("::/96")
+
+Pods = Mapping[int, Pod]
+"""Pods by netns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What the settings of this node say of one pod by name; None says nothing."""
+
+    trust_apps: bool | None = None
+    accelerate: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator allows, and what this kernel bears.
+
+    Attributes:
+        trust_apps: The default for pods that say nothing themselves.
+        trust_possible: This kernel lets an ordinary application read redirected
+            messages without going wrong (see `accel check`).
+        trust_forced: The operator knows the applications and takes the risk.
+        enrol_apps_possible: This kernel's FIONREAD stays right on a socket that is
+            enrolled but receives by TCP, so an untrusted application may send by
+            the short cut.
+        overrides: Per pod, by its name; they win over what the pod itself says.
+    """
+
+    trust_apps: bool = False
+    trust_possible: bool = False
+    trust_forced: bool = False
+    enrol_apps_possible: bool = False
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PodEntry:
+    """Value of the pods map.
+
+    Attributes:
+        trust_apps: Messages may be redirected into applications.
+        enrol_apps: Applications' sockets may enter the sockhash.
+        roles_by_uid: A socket whose cgroup does not tell its role takes it from its
+            uid: sidecar if it is proxy_uid, application otherwise.
+        proxy_uid: Meaningful only with roles_by_uid; 0 otherwise.
+    """
+
+    trust_apps: bool = False
+    enrol_apps: bool = False
+    roles_by_uid: bool = False
+    proxy_uid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEntry:
+    """Value of the containers map: the role counts only for sockets of that netns."""
+
+    netns: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The contents of the three maps, as wished or as found in the kernel.
+
+    Attributes:
+        pods: By netns inode.
+        containers: By cgroup id.
+        addresses: netns inode by 16-byte IPv6 address, IPv4 in v4-mapped form.
+    """
+
+    pods: Mapping[int, PodEntry] = field(default_factory=dict)
+    containers: Mapping[int, ContainerEntry] = field(default_factory=dict)
+    addresses: Mapping[bytes, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SetPod:
+    netns: int
+    entry: PodEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropPod:
+    netns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetContainer:
+    cgroup_id: int
+    entry: ContainerEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropContainer:
+    cgroup_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAddress:
+    address: bytes
+    netns: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropAddress:
+    address: bytes
+
+
+Action = SetPod | DropPod | SetContainer | DropContainer | SetAddress | DropAddress
+
+
+def fold(pods: Pods, event: Event) -> Pods:
+    """The pods after `event`, given the pods before it."""
+    match event:
+        case PodSeen(pod):
+            return {**pods, pod.netns: pod}
+        case PodGone(netns):
+            return {known: pod for known, pod in pods.items() if known != netns}
+        case Listed(listed):
+            return {pod.netns: pod for pod in listed}
+
+
+def want(pods: Pods, policy: Policy) -> Want:
+    """What the maps should hold for these pods.
+
+    A cgroup or an address that two pods claim is given to neither: a wrong owner
+    could hand one pod's bytes to another.  Without an entry a cgroup's sockets count
+    as an application's, the role that permits least, and a connection to an address
+    stays with TCP.
+    """
+    accelerated = {n: pod for n, pod in pods.items() if not _refusal(pod, policy)}
+    cgroups = _claimed_twice(_cgroups(pod) for pod in pods.values())
+    addresses = _claimed_twice(_routable(pod) for pod in pods.values())
+    return Want(
+        pods=MappingProxyType({n: _entry(pod, policy) for n, pod in accelerated.items()}),
+        containers=MappingProxyType(
+            {
+                container.cgroup_id: ContainerEntry(netns, container.role)
+                for netns, pod in accelerated.items()
+                for container in pod.containers
+                if _told_by_cgroup(container) and container.cgroup_id not in cgroups
+            }
+        ),
+        addresses=MappingProxyType(
+            {
+                v4_mapped(address): netns
+                for netns, pod in accelerated.items()
+                for address in _routable(pod) - addresses
+            }
+        ),
+    )
+
+
+def plan(have: Want, want: Want) -> tuple[Action, ...]:
+    """What to do, in this order, to get from `have` to `want`.
+
+    The maps are three, each update is atomic, and sockets open between any two of
+    them, so the order keeps every moment no more permissive than `have` or `want`:
+
+    1. Pods lose what they lose (trust before all), and whole pods go.  The pod entry
+       is the switch: without it nothing in the namespace is accelerated.  Addresses
+       go before their pod, so no sidecar enrols a connection towards nobody.
+    2. Containers go once their pod is off.  The other way round, an excluded one
+       would count as an application's for a moment, and be accelerated.
+    3. Containers come before their pod is switched on, for the same reason, and
+       sidecars after the rest, so that a role which moves is never held twice.
+    4. Pods gain what they gain, addresses follow.
+    """
+    return (*_narrow(have, want), *_widen(have, want))
+
+
+def pod_notes(pod: Pod, policy: Policy, pods: Pods = MappingProxyType({})) -> tuple[str, ...]:
+    """What a person should know of this pod: why it is treated as it is.
+
+    Args:
+        pod: The pod in question.
+        policy: As given to want().
+        pods: All pods of the node, to tell which cgroups and addresses are disputed.
+    """
+    return tuple(_notes(pod, policy, [p for p in pods.values() if p.netns != pod.netns]))
+
+
+def v4_mapped(address: Address) -> bytes:
+    """The 16 bytes under which an address is looked up (RFC 4291, 2.5.5.2 for IPv4)."""
+    if isinstance(address, IPv4Address):
+        return bytes(10) + b"\xff\xff" + address.packed
+    return address.packed
+
+
+def _narrow(have: Want, want: Want) -> Iterator[Action]:
+    for netns, entry in have.pods.items():
+        if netns in want.pods and (least := _meet(entry, want.pods[netns])) != entry:
+            yield SetPod(netns, least)
+    for address, netns in have.addresses.items():
+        if want.addresses.get(address) != netns:
+            yield DropAddress(address)
+    for netns in have.pods.keys() - want.pods.keys():
+        yield DropPod(netns)
+    for cgroup_id in have.containers.keys() - want.containers.keys():
+        yield DropContainer(cgroup_id)
+
+
+def _widen(have: Want, want: Want) -> Iterator[Action]:
+    # UNKNOWN and EXCLUDED permit nothing; SIDECAR, trusted on every kernel, the most.
+    for cgroup_id, container in sorted(
+        want.containers.items(), key=lambda item: item[1].role is Role.SIDECAR
+    ):
+        if have.containers.get(cgroup_id) != container:
+            yield SetContainer(cgroup_id, container)
+    for netns, entry in want.pods.items():
+        before = have.pods.get(netns)
+        if before is None or _meet(before, entry) != entry:
+            yield SetPod(netns, entry)
+    for address, netns in want.addresses.items():
+        if have.addresses.get(address) != netns:
+            yield SetAddress(address, netns)
+
+
+def _meet(one: PodEntry, other: PodEntry) -> PodEntry:
+    """What both allow."""
+    same_uid = one.proxy_uid == other.proxy_uid
+    return PodEntry(
+        trust_apps=one.trust_apps and other.trust_apps,
+        enrol_apps=one.enrol_apps and other.enrol_apps,
+        roles_by_uid=one.roles_by_uid and other.roles_by_uid and same_uid,
+        proxy_uid=one.proxy_uid if same_uid else 0,
+    )
+
+
+def _entry(pod: Pod, policy: Policy) -> PodEntry:
+    trusted = _trust_asked(pod, policy) and _trust_borne(policy)
+    return PodEntry(
+        trust_apps=trusted,
+        enrol_apps=trusted or policy.enrol_apps_possible,
+        roles_by_uid=pod.proxy_uid is not None,
+        proxy_uid=pod.proxy_uid or 0,
+    )
+
+
+def _override(pod: Pod, policy: Policy) -> Override:
+    return policy.overrides.get(pod.name, Override())
+
+
+def _trust_asked(pod: Pod, policy: Policy) -> bool:
+    for said in (_override(pod, policy).trust_apps, pod.trust_apps):
+        if said is not None:
+            return said
+    return policy.trust_apps
+
+
+def _trust_borne(policy: Policy) -> bool:
+    return policy.trust_possible or policy.trust_forced
+
+
+def _refusal(pod: Pod, policy: Policy) -> str:
+    """Why the pod is not accelerated, or nothing if it is."""
+    if not pod.accelerate:
+        return pod.reason or "switched off by its source"
+    if _override(pod, policy).accelerate is False:
+        return "switched off in the settings"
+    return ""
+
+
+def _told_by_cgroup(container: Container) -> bool:
+    return container.role is not Role.UNKNOWN
+
+
+def _cgroups(pod: Pod) -> frozenset[int]:
+    return frozenset(c.cgroup_id for c in pod.containers if _told_by_cgroup(c))
+
+
+def _routable(pod: Pod) -> frozenset[Address]:
+    """Addresses by which other pods reach this one; the rest repeat in every pod."""
+    return frozenset(
+        address
+        for address in pod.addresses
+        if not (
+            address.is_loopback
+            or address.is_link_local
+            or address.is_multicast
+            or address in _UNROUTED
+        )
+    )
+
+
+def _claimed_twice(claims: Iterable[frozenset[T]]) -> frozenset[T]:
+    counts = Counter(item for claim in claims for item in claim)
+    return frozenset(item for item, count in counts.items() if count > 1)
+
+
+def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
+    if refusal := _refusal(pod, policy):
+        yield f"not accelerated: {refusal}"
+    if _trust_asked(pod, policy):
+        if not _trust_borne(policy):
+            yield (
+                "applications are not trusted, though asked for: this kernel cannot bear it "
+                "(`accel check` says why; force_trust overrides)"
+            )
+        elif not policy.trust_possible:
+            yield "applications are trusted by force: this kernel may make their reads go wrong"
+    if pod.proxy_uid is not None:
+        yield (
+            f"proxy and application share a cgroup: uid {pod.proxy_uid} stands in for it, and "
+            "whoever may take that uid passes for the proxy"
+        )
+    for other in others:
+        for cgroup_id in sorted(_cgroups(pod) & _cgroups(other)):
+            yield f"cgroup {cgroup_id} is claimed by {other.name} too: neither has it"
+        for address in sorted(_routable(pod) & _routable(other), key=v4_mapped):
+            yield f"address {address} is claimed by {other.name} too: neither has it"

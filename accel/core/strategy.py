@@ -1,0 +1,88 @@
+"""What a node's kernel bears, and what follows for each hop and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from accel.core.plan import Policy
+
+HOPS = ("app-sidecar", "sidecar-sidecar", "sidecar-app")
+WAYS = ("request", "response")
+
+
+class Era(Enum):
+    """What FIONREAD answers on an enrolled socket: found by test, never by version.
+
+    Upstream 929e30f93125 ("bpf, sockmap: Fix FIONREAD for sockmap") brought the
+    regressed era, its follow-up 04af4efde58a the fixed one.
+    """
+
+    OLD = "old"  #: TCP bytes only: a trusted app would not see redirected ones
+    REGRESSED = "regressed"  #: redirected bytes only: an enrolled app misses TCP's
+    FIXED = "fixed"  #: the sum
+    UNKNOWN = "unknown"  #: the self-test could not tell
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One direction of one hop: accelerated, or why not."""
+
+    accelerated: bool
+    reason: str | None = None
+
+
+def era_of(redirected: int, tcp: int, both: int, *, size: int) -> Era:
+    """The era, from what FIONREAD said of `size` redirected bytes, of `size` by TCP,
+    and of `size` of each."""
+    answers = (redirected == size, tcp == size, both == 2 * size)
+    if answers == (True, True, True):
+        return Era.FIXED
+    if redirected == size and tcp == 0:
+        return Era.REGRESSED
+    if redirected == 0 and tcp == size:
+        return Era.OLD
+    return Era.UNKNOWN
+
+
+def bears_trust(era: Era) -> bool:
+    return era is Era.FIXED
+
+
+def bears_enrolled_apps(era: Era) -> bool:
+    return era in (Era.OLD, Era.FIXED)
+
+
+def strategy(policy: Policy, era: Era) -> Mapping[str, Mapping[str, Path]]:
+    """Hop -> direction -> what happens to pods that say nothing themselves."""
+    trusted = policy.trust_apps and (policy.trust_possible or policy.trust_forced)
+    enrolled = trusted or policy.enrol_apps_possible
+    from_app = Path(True) if enrolled else Path(False, _why_not_enrolled(era))
+    into_app = Path(True) if trusted else Path(False, _why_not_trusted(policy, era))
+    yes = Path(True)
+    return {
+        "app-sidecar": {"request": from_app, "response": into_app},
+        "sidecar-sidecar": {"request": yes, "response": yes},
+        "sidecar-app": {"request": into_app, "response": from_app},
+    }
+
+
+def _why_not_enrolled(era: Era) -> str:
+    if era is Era.REGRESSED:
+        return (
+            "on this kernel FIONREAD misses the TCP bytes of an enrolled socket, and an "
+            "application that asks (nginx, Java, .NET) would hang"
+        )
+    return "what FIONREAD says of an enrolled socket could not be found out"
+
+
+def _why_not_trusted(policy: Policy, era: Era) -> str:
+    if not policy.trust_apps:
+        return "applications are not trusted by default (--trust-apps)"
+    if era is Era.OLD:
+        return (
+            "trust refused: on this kernel FIONREAD does not count redirected bytes, and an "
+            "application that asks (nginx, Java, .NET) would hang (--force-trust overrides)"
+        )
+    return f"trust refused: {_why_not_enrolled(era)} (--force-trust overrides)"

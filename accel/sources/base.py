@@ -1,0 +1,28 @@
+"""What every source promises; tests/contract/source.py holds each to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from accel.core.events import Event
+
+
+class Source(Protocol):
+    """Anything that tells which pods are on this node."""
+
+    @property
+    def name(self) -> str:
+        """As in the settings: "processes"."""
+
+    def events(self) -> AsyncGenerator[Event, None]:
+        """Facts, from now until cancelled.
+
+        The first is Listed: the source subscribes to changes, then lists, so that
+        nothing falls between.  After it, folding all events gives the pods as they are
+        now; a repeated event changes nothing, and Listed may come again at any time.
+
+        What a source cannot see for a while it does not report gone.  An error that
+        it cannot repair leaves through here.  Close the generator (contextlib.aclosing)
+        to let go of what it holds.
+        """

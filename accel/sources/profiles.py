@@ -1,0 +1,51 @@
+"""How the proxy of each mesh looks among the processes of a node: data, no code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The marks of one mesh's proxy.
+
+    Attributes:
+        name: Of the mesh, as people read it.
+        exes: Base names of the proxy's executable.
+        uids: The uids it runs under; none means any.  With none, a proxy can be told
+            from an application that shares its cgroup only if their uids differ.
+    """
+
+    name: str
+    exes: frozenset[str]
+    uids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a profile needs a name")
+        if not self.exes or any(not exe or "/" in exe for exe in self.exes):
+            raise ValueError("exes must list base names of executables, as in [envoy]")
+        if any(not 0 <= uid < 2**32 - 1 for uid in self.uids):
+            raise ValueError("uids must be numbers from 0 to 4294967294")
+
+    def matches(self, exe: str, uid: int) -> bool:
+        return exe in self.exes and (not self.uids or uid in self.uids)
+
+
+_ENVOY = frozenset({"envoy"})
+
+# The uid is what each injector's redirect rules exempt, so it is the same in every
+# installation.  Alibaba ASM and AWS App Mesh look like Istio here.
+KNOWN = (
+    Profile("istio", _ENVOY, frozenset({1337})),
+    Profile("linkerd", frozenset({"linkerd2-proxy"}), frozenset({2102})),
+    Profile("kuma", _ENVOY, frozenset({5678})),
+    Profile("consul", _ENVOY, frozenset({5995})),
+    Profile("osm", _ENVOY, frozenset({1500})),
+)
+
+
+def find_profile(profiles: Iterable[Profile], exe: str, uid: int) -> Profile | None:
+    """The first profile that matches a process."""
+    return next((profile for profile in profiles if profile.matches(exe, uid)), None)

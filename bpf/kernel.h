@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * The parts of kernel structures that we read, for CO-RE: names matter, offsets
+ * do not.  A name after ___ is a flavour, an older shape of the same structure.
+ */
+#ifndef ACCEL_KERNEL_H
+#define ACCEL_KERNEL_H
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/*
+ * Before 8520e224f547 ("bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode",
+ * 5.15 and late 5.10.y): the pointer, or with bit 0 set the v1 class and priority.
+ */
+struct sock_cgroup_data___union {
+	__u64 val;
+};
+
+struct file {
+	unsigned int f_flags;
+};
+
+struct socket {
+	struct file *file;
+};
+
+struct in6_addr___raw {
+	__u8 bytes[16];
+};
+
+struct sock_common {
+	unsigned char skc_state;
+	possible_net_t skc_net;
+	atomic64_t skc_cookie;
+	unsigned long skc_flags;
+};
+
+typedef struct {
+	unsigned int val;
+} kuid_t;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
+	int sk_rcvbuf;
+	__u8 sk_kern_sock : 1;
+	kuid_t sk_uid;
+	void *sk_user_data;
+	struct socket *sk_socket;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct tcp_ulp_ops;
+
+struct inet_sock {
+	struct sock sk;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	const struct tcp_ulp_ops *icsk_ulp_ops;
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 snd_nxt;
+	__u32 snd_una;
+	__u32 write_seq;
+	__u8 syn_data : 1;
+	__u8 syn_fastopen : 1;
+	_Bool is_mptcp;
+};
+
+struct sk_psock {
+	struct list_head ingress_msg;
+};
+
+struct sk_msg {
+	struct sock *sk_redir;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	void *key;
+	void *value;
+};
+
+#pragma clang attribute pop
+
+/* include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+
+#define O_NONBLOCK_FLAG 04000		/* all architectures but alpha, mips, parisc, sparc */
+#define SOCK_KEEPOPEN_FLAG (1UL << 3)	/* enum sock_flags, include/net/sock.h */
+#define SK_USER_DATA_FLAGS 7UL		/* ~SK_USER_DATA_PTRMASK, include/net/sock.h */
+
+#define SOL_SOCKET 1
+#define SO_KEEPALIVE 9
+#define SOL_TCP 6
+#define TCP_KEEPIDLE 4
+
+#define AF_INET 2
+#define AF_INET6 10
+
+#define EBUSY 16
+#define EEXIST 17
+#define E2BIG 7
+
+#endif

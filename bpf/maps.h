@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/* Every map: who writes it, who reads it, how long an entry lives. */
+#ifndef ACCEL_MAPS_H
+#define ACCEL_MAPS_H
+
+#include "accel.h"
+
+/*
+ * The switches.  Written by the agent and the command line, read by the programs.
+ * Whoever changes one, or any map below that the agent writes, adds one to `epoch`
+ * afterwards: it makes every direction work out its policy anew.
+ */
+volatile __u32 enabled = 1;		/* 0: every message goes by TCP */
+volatile __u32 epoch = 1;
+volatile __u32 events_wanted = 0;	/* somebody reads the ring buffer */
+
+/* Facts of this kernel, found by the agent's self-test; fixed at load. */
+const volatile __u32 charges_rmem = 0;	/* redirected bytes count in sk_rmem_alloc */
+
+/*
+ * Messages that may wait in a receiver's queue.  Each takes a kmalloc-1k object
+ * beside its bytes, which no socket buffer limit counts (struct sk_msg, 6.18).
+ */
+const volatile __u32 max_queued_messages = 1024;
+
+/* Meshed pods by network namespace inode.  Written by the agent alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct pod);
+} pods SEC(".maps");
+
+/* Containers of those pods by cgroup id.  One not found here is an app. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct container);
+} containers SEC(".maps");
+
+/* Addresses of those pods, and the namespace that holds each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u32);
+} addresses SEC(".maps");
+
+/* Pods whose acceleration is paused.  Written by the command line; the value says nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} paused SEC(".maps");
+
+/*
+ * Sockets that may redirect or be redirected to.  An entry is written when the
+ * socket is established and leaves by itself when it closes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 131072);
+	__type(key, struct socket_key);
+	__type(value, __u64);
+} sockets SEC(".maps");
+
+/* Which connection a socket is an end of; lives as long as the socket. */
+struct socket_state {
+	struct socket_key key;
+	__u32 leave;		/* take it out of `sockets` at the next RTT sample */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} socket_states SEC(".maps");
+
+/*
+ * Connections with an end in a meshed pod.  An entry is written by the first end
+ * to be established and deleted by the last to close; the agent sweeps what was
+ * missed, as when another sock_ops program cleared our callback flags.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct connection_key);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+/*
+ * Listeners (namespace, port) of untrusted apps that turned out to read blocking:
+ * their later connections stay out from the start.  Forgotten at listen().
+ */
+struct listener {
+	__u32 netns;
+	__u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct listener);
+	__type(value, __u32);
+} blocking_listeners SEC(".maps");
+
+/* Messages by hop * 2 + direction; hop 0 holds those before a verdict. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, HOP_COUNT * ENDS);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} traffic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct verdicts);
+} verdicts SEC(".maps");
+
+/*
+ * Never used: it brings into BTF what crosses to user space outside of maps.  By
+ * value, as clang leaves no more than a name of what is only pointed to.
+ */
+struct {
+	struct event event;
+	struct listing listing;
+} streams;
+
+/* struct event, while events_wanted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+#endif

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/* Whether one message may be redirected: asked anew for each. */
+#ifndef ACCEL_MESSAGE_H
+#define ACCEL_MESSAGE_H
+
+#include "maps.h"
+#include "socket.h"
+#include "account.h"
+
+inline_ _Bool is_untrusted(const struct end *end, const struct pod *pod)
+{
+	return end->role != ROLE_SIDECAR && !(pod->flags & POD_TRUST_APPS);
+}
+
+/* Condition 1, the part that changes only when somebody changes a map. */
+inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
+{
+	struct pod *active, *passive;
+	_Bool by_active = from == ACTIVE;
+
+	if (!enabled)
+		return REASON_off;
+	active = bpf_map_lookup_elem(&pods, &c->ends[ACTIVE].netns);
+	passive = bpf_map_lookup_elem(&pods, &c->ends[PASSIVE].netns);
+	if (!active || !passive)
+		return REASON_withdrawn;
+	d->from_untrusted = is_untrusted(end_of(c, from), by_active ? active : passive);
+	if (bpf_map_lookup_elem(&paused, &c->ends[ACTIVE].netns) ||
+	    bpf_map_lookup_elem(&paused, &c->ends[PASSIVE].netns))
+		return REASON_paused;
+	return is_untrusted(end_of(c, !from), by_active ? passive : active) ? REASON_untrusted
+									     : REASON_none;
+}
+
+/* Asks policy_of() again only when something changed: it costs four look-ups. */
+inline_ __u8 policy(struct connection *c, struct direction *d, __u32 from)
+{
+	__u32 now = epoch;	/* read first: a change in between is seen next time */
+
+	if (d->epoch != now) {
+		d->policy = policy_of(c, d, from);
+		d->epoch = now;
+	}
+	return d->policy;
+}
+
+/*
+ * An app that blocks in recv() gets a spurious EAGAIN when a signal or a reset wakes
+ * it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener is
+ * remembered, so that only its first connection is exposed, until its first answer.
+ */
+inline_ _Bool leaves_as_blocking(const struct direction *d, struct socket_state *state,
+				 struct tcp_sock *tp, const struct end *sender)
+{
+	struct listener listener = { .netns = sender->netns, .port = sender->local_port };
+	__u32 one = 1;
+
+	if (!d->from_untrusted || is_nonblocking(tp))
+		return 0;
+	state->leave = 1;
+	if (state->key.end == PASSIVE)
+		bpf_map_update_elem(&blocking_listeners, &listener, &one, BPF_ANY);
+	return 1;
+}
+
+/*
+ * Nothing of this direction is in the TCP path, neither here nor at the receiver, and
+ * no reader can be asleep in tcp_recvmsg(), where redirected data would not wake it:
+ * back to redirecting.
+ */
+inline_ __u8 back_from_tcp(struct direction *d, struct tcp_sock *tp, const struct end *receiver)
+{
+	__u32 end = tp->write_seq;
+
+	if (receiver->role != ROLE_SIDECAR)
+		return REASON_settled;
+	if (tp->snd_una != end || peer_read(receiver, rcv_nxt) != end ||
+	    peer_read(receiver, copied_seq) != end)
+		return REASON_in_tcp;
+	if (!psock_is_empty(receiver))
+		return REASON_in_tcp;
+	if (!peer_is_nonblocking(receiver))
+		return REASON_settled;
+	d->clear_at = end;
+	d->queued_messages = 0;
+	d->queued_bytes = 0;
+	return REASON_none;
+}
+
+/*
+ * Condition 3: nothing in the kernel bounds a psock's queue, so we do.  At most half
+ * of rcvbuf, or TCP segments that follow would be dropped and wait for their
+ * retransmission timeout.
+ */
+inline_ __u8 queue_reason(struct direction *d, const struct end *receiver, __u32 size)
+{
+	__u32 limit = peer_sock(receiver, sk_rcvbuf) >> 1;
+	__u32 queued;
+
+	if (charges_rmem) {
+		queued = peer_sock(receiver, sk_backlog.rmem_alloc.counter);
+		if (!queued)
+			d->queued_messages = 0;
+	} else {
+		if (psock_is_empty(receiver)) {
+			d->queued_messages = 0;
+			d->queued_bytes = 0;
+		}
+		queued = d->queued_bytes;
+		/*
+		 * Without the charge, accept() would not charge more than a page to the
+		 * memory cgroup that is uncharged later (inet_csk_accept(), 5.10).
+		 */
+		if (queued + size > 4096 && !peer_sock(receiver, sk_socket))
+			return REASON_not_accepted;
+	}
+	if (queued + size > limit)
+		return REASON_queue_bytes;
+	if (d->queued_messages >= max_queued_messages)
+		return REASON_queue_messages;
+	return REASON_none;
+}
+
+/* The reason to send this message by TCP, or none.  The conditions, in order. */
+inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct tcp_sock *tp,
+			__u32 size)
+{
+	const struct end *sender = end_of(c, state->key.end);
+	const struct end *receiver = end_of(c, !state->key.end);
+	struct direction *d = direction_of(c, state->key.end);
+	unsigned char tcp_state = sock_of(tp)->__sk_common.skc_state;
+	__u8 reason;
+
+	if (c->verdict != VERDICT_ACCEPTED)
+		return c->verdict == VERDICT_PENDING ? REASON_pending : c->reason;
+	reason = policy(c, d, state->key.end);
+	if (leaves_as_blocking(d, state, tp, sender))
+		return REASON_blocking;
+	if (reason)
+		return reason;
+
+	/* send() after shutdown() would succeed by redirect: TCP says EPIPE. */
+	if (tcp_state != TCP_ESTABLISHED && tcp_state != TCP_CLOSE_WAIT)
+		return REASON_closing;
+	if (tp->inet_conn.icsk_ulp_ops)
+		return REASON_upper_layer;
+	if (!is_still(receiver))
+		return REASON_peer_gone;
+	tcp_state = peer_sock(receiver, __sk_common.skc_state);
+	if (tcp_state != TCP_ESTABLISHED && tcp_state != TCP_CLOSE_WAIT)
+		return REASON_closing;
+	if (peer_read(receiver, inet_conn.icsk_ulp_ops))
+		return REASON_upper_layer;
+
+	if (tp->write_seq != d->clear_at) {
+		reason = back_from_tcp(d, tp, receiver);
+		if (reason)
+			return reason;
+	}
+	return queue_reason(d, receiver, size);
+}
+
+/*
+ * A redirect that ran out of memory half way runs the program again on the rest.  The
+ * kernel then redirects it whatever we say, to msg->sk_redir of the first run, which
+ * is no longer held (sk_psock_msg_verdict()): so redirect it properly once more.
+ */
+inline_ _Bool is_rest_of_redirected(struct sk_msg_md *msg)
+{
+	/* For an sk_msg program the context is the kernel's struct sk_msg. */
+	return BPF_CORE_READ((struct sk_msg *)msg, sk_redir) != 0;
+}
+
+#endif

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/* Whether a connection may be accelerated at all: decided once, when it is established. */
+#ifndef ACCEL_VERDICT_H
+#define ACCEL_VERDICT_H
+
+#include "maps.h"
+#include "socket.h"
+#include "account.h"
+
+/*
+ * By the cgroup of the socket, which a process cannot forge by picking the proxy's
+ * uid; by that uid only where the agent found no other way.
+ */
+inline_ __u8 role_of(const struct end *end, const struct pod *pod)
+{
+	struct container *container;
+
+	container = bpf_map_lookup_elem(&containers, &end->cgroup_id);
+	if (container && container->netns == end->netns)
+		return container->role;
+	if (pod->flags & POD_ROLES_BY_UID && end->uid == pod->proxy_uid)
+		return ROLE_SIDECAR;
+	return ROLE_APP;
+}
+
+/* The reason to keep an app's socket out of the sockhash, or none. */
+inline_ __u8 app_refusal(const struct pod *pod)
+{
+	return pod->flags & (POD_TRUST_APPS | POD_ENROL_APPS) ? REASON_none : REASON_fionread;
+}
+
+/*
+ * The active end speaks first and has to guess: enrolled now or never
+ * (bpf_sock_hash_update() works in this callback only).  A wrong guess leaves at
+ * the first RTT sample.
+ */
+inline_ __u8 active_refusal(struct tcp_sock *tp, const struct end *end, const struct pod *pod)
+{
+	__u32 *netns;
+	__u8 reason;
+
+	if (end->role == ROLE_APP) {
+		reason = app_refusal(pod);
+		if (!reason && !(pod->flags & POD_TRUST_APPS) && !is_nonblocking(tp))
+			reason = REASON_blocking;
+		return reason;
+	}
+	if (is_loopback(&end->remote_address))
+		return app_refusal(pod);
+	netns = bpf_map_lookup_elem(&addresses, &end->remote_address);
+	if (!netns)
+		return REASON_remote;
+	return *netns == end->netns ? app_refusal(pod) : REASON_none;
+}
+
+inline_ __u8 hop_of(const struct end *active, const struct end *passive)
+{
+	_Bool from_sidecar = active->role == ROLE_SIDECAR;
+	_Bool to_sidecar = passive->role == ROLE_SIDECAR;
+
+	if (active->netns != passive->netns)
+		return from_sidecar && to_sidecar ? HOP_SIDECAR_SIDECAR : HOP_NONE;
+	if (from_sidecar == to_sidecar)
+		return HOP_NONE;
+	return to_sidecar ? HOP_APP_SIDECAR : HOP_SIDECAR_APP;
+}
+
+/* Is this app's listener known to be read blocking, and untrusted? */
+inline_ _Bool is_blocking_listener(const struct end *end, const struct pod *pod)
+{
+	struct listener listener = { .netns = end->netns, .port = end->local_port };
+
+	if (pod->flags & POD_TRUST_APPS)
+		return 0;
+	return bpf_map_lookup_elem(&blocking_listeners, &listener) != 0;
+}
+
+/* Both ends, and so the hop, are known now: the reason to refuse, or none. */
+inline_ __u8 pair_refusal(const struct connection *c)
+{
+	const struct end *passive = &c->ends[PASSIVE];
+	struct pod *pod;
+	__u8 reason;
+
+	if (c->hop == HOP_NONE)
+		return REASON_roles;
+	if (c->hop != HOP_SIDECAR_APP)
+		return REASON_none;
+	pod = bpf_map_lookup_elem(&pods, &passive->netns);
+	if (!pod)
+		return REASON_withdrawn;
+	reason = app_refusal(pod);
+	if (!reason && is_blocking_listener(passive, pod))
+		reason = REASON_blocking;
+	return reason;
+}
+
+/* An app's end that nothing was redirected to, and that so may still leave. */
+inline_ _Bool may_leave_later(const struct connection *c, const struct end *end)
+{
+	return c->verdict == VERDICT_ACCEPTED && end->role == ROLE_APP;
+}
+
+inline_ _Bool must_leave(struct connection *c, const struct socket_state *state)
+{
+	if (c->verdict != VERDICT_ACCEPTED)
+		return 1;
+	return state->leave && !direction_of(c, !state->key.end)->messages_redirected;
+}
+
+/*
+ * Redirected traffic shows conntrack no packet, and an expired NAT entry would break
+ * the FIN.  A keepalive probe each half hour is below any sane timeout (Kubernetes
+ * sets 24 h, the kernel's default is 5 days).  An option the proxy set stays.
+ */
+inline_ void keep_alive(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
+{
+	int on = 1, idle_seconds = 1800;
+
+	if (sock_of(tp)->__sk_common.skc_flags & SOCK_KEEPOPEN_FLAG)
+		return;
+	bpf_setsockopt(ctx, SOL_TCP, TCP_KEEPIDLE, &idle_seconds, sizeof(idle_seconds));
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+#endif

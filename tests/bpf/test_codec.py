@@ -1,0 +1,327 @@
+"""Types of C as values of Python, and back."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accel.bpf import btf
+from accel.bpf.btf import Btf
+from accel.bpf.codec import Codec, codec_for
+from accel.bpf.errors import ObjectError
+from accel.bpf.opener import open_object
+
+from . import handmade
+from .conftest import TARGETS, Compile
+from .handmade import Builder
+
+
+class Flat(NamedTuple):
+    a: int
+    b: int
+    c: int
+    d: int
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """The same fields the other way round."""
+
+    d: int
+    c: int
+    b: int
+    a: int
+
+
+class Address(NamedTuple):
+    """A field called like the type it is of."""
+
+    bytes: bytes
+
+
+class Nested(NamedTuple):
+    flat: tuple[Flat, ...]
+    either: bytes
+    colour: int
+    yes: bool
+    name: bytes
+    address: bytes
+    grid: tuple[tuple[int, ...], ...]
+    pointer: int
+    qualified: int
+    x: int
+    y: int
+    union_92: bytes
+    class_: int
+
+
+class Wrong(NamedTuple):
+    a: bytes
+    b: int
+    c: tuple[int, ...]
+    e: int
+
+
+class WrongNested(NamedTuple):
+    flat: tuple[Wrong, ...]
+
+
+@cache
+def types_of(path: Path) -> Btf:
+    types = open_object(path).btf
+    assert types is not None
+    return types
+
+
+@pytest.fixture
+def types(compiled: Compile, target: str) -> Btf:
+    return types_of(compiled("types", target))
+
+
+def codec(types: Btf, variable: str, record: type | None = None) -> Codec[Any]:
+    found = types.find(variable, btf.Var)
+    assert found is not None
+    return codec_for(types, found[1].target, record, types.byteorder)
+
+
+def mark(types: Btf) -> str:
+    return "<" if types.byteorder == "little" else ">"
+
+
+def test_numbers(types: Btf) -> None:
+    assert codec(types, "truth").unpack(b"\x01") is True
+    assert codec(types, "truth").pack(False) == b"\0"
+    assert codec(types, "colour").unpack(struct.pack(f"{mark(types)}I", 5)) == 5
+    assert codec(types, "numbers").pack((1, 2, 3)) == struct.pack(f"{mark(types)}3Q", 1, 2, 3)
+    assert codec(types, "fraction").unpack(struct.pack(f"{mark(types)}f", 0.5)) == 0.5
+    assert codec(types, "function").unpack(bytes(8)) == 0
+    wide = codec(types, "wide")
+    assert wide.unpack(wide.pack(-(1 << 100))) == -(1 << 100)
+
+
+def test_a_struct_without_a_class_of_its_own(types: Btf) -> None:
+    flat = codec(types, "flat")
+    value = flat.unpack(struct.pack(f"{mark(types)}BxhIq", 1, -2, 3, -4))
+
+    assert value == (1, -2, 3, -4)
+    assert repr(value) == "flat(a=1, b=-2, c=3, d=-4)"
+    assert flat.pack(value) == struct.pack(f"{mark(types)}BxhIq", 1, -2, 3, -4)
+    assert flat.pack((1, -2, 3, -4)) == flat.pack(value)
+
+
+def test_the_callers_classes(types: Btf) -> None:
+    data = struct.pack(f"{mark(types)}BxhIq", 1, -2, 3, -4)
+    codec_of_tuple = codec(types, "renamed", Flat)
+    codec_of_class = codec(types, "flat", Backwards)
+
+    assert codec_of_tuple.unpack(data) == Flat(1, -2, 3, -4)
+    assert codec_of_class.unpack(data) == Backwards(a=1, b=-2, c=3, d=-4)
+    assert codec_of_class.pack(Backwards(a=1, b=-2, c=3, d=-4)) == data
+
+
+def test_nested_structs_arrays_unions_and_anonymous_members(types: Btf) -> None:
+    value = Nested(
+        flat=(Flat(1, 2, 3, 4), Flat(5, 6, 7, 8)),
+        either=b"abcdef\0\0",
+        colour=5,
+        yes=True,
+        name=b"accel",
+        address=b"\x7f\0\0\1",
+        grid=((1, 2, 3), (4, 5, 6)),
+        pointer=1 << 63,
+        qualified=9,
+        x=10,
+        y=11,
+        union_92=b"\1\2\3\4",
+        class_=12,
+    )
+    nested = codec(types, "nested", Nested)
+    data = nested.pack(value)
+
+    assert nested.size == len(data) == 104
+    assert nested.unpack(data) == value
+    assert codec(types, "nested").unpack(data) == value
+    assert data[32:40] == b"abcdef\0\0"
+    assert data[45:50] == b"accel"
+
+
+def test_padding_is_left_out_and_packed_as_zero(types: Btf) -> None:
+    padded = codec(types, "padded")
+
+    assert padded.unpack(b"\xff" * 24)._fields == ("kind", "value", "end")
+    data = padded.pack((1, 2, 3))
+    assert data == struct.pack(f"{mark(types)}B7xQ4xI", 1, 2, 3)
+
+
+@settings(deadline=None)
+@given(
+    low=st.integers(0, 7),
+    middle=st.integers(-64, 63),
+    high=st.integers(0, (1 << 22) - 1),
+    after=st.integers(0, 0xFFFF),
+    far=st.integers(0, (1 << 40) - 1),
+)
+def test_bitfields(
+    compiled: Compile, low: int, middle: int, high: int, after: int, far: int
+) -> None:
+    """Laid out from the low end on little-endian machines, from the high end on others."""
+    for target in TARGETS:
+        bits = codec(types_of(compiled("types", target)), "bits")
+        value = bits.unpack(bits.pack((low, middle, high, after, far)))
+        assert value == (low, middle, high, after, far)
+
+
+def test_where_bitfields_lie(compiled: Compile) -> None:
+    little, big = (types_of(compiled("types", target)) for target in TARGETS)
+
+    assert codec(little, "bits").pack((5, 0, 0, 0, 0))[:4] == b"\x05\0\0\0"
+    assert codec(big, "bits").pack((5, 0, 0, 0, 0))[:4] == b"\xa0\0\0\0"
+
+
+@settings(deadline=None)
+@given(a=st.integers(), b=st.integers(), c=st.integers(), d=st.integers())
+def test_what_does_not_fit_is_named(compiled: Compile, a: int, b: int, c: int, d: int) -> None:
+    """Either every field comes back as it was, or ValueError names one that cannot."""
+    flat = codec(types_of(compiled("types")), "flat", Flat)
+    limits = {
+        "a": (0, 255),
+        "b": (-(1 << 15), (1 << 15) - 1),
+        "c": (0, (1 << 32) - 1),
+        "d": (-(1 << 63), (1 << 63) - 1),
+    }
+    value = Flat(a, b, c, d)
+    bad = [n for n, (low, high) in limits.items() if not low <= getattr(value, n) <= high]
+    if not bad:
+        assert flat.unpack(flat.pack(value)) == value
+        return
+    with pytest.raises(ValueError, match=rf"^field {bad[0]}: -?\d+ is not within"):
+        flat.pack(value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("nested", (), r"\(\) is not nested\(flat, either, "),
+        ("numbers", (1, 2), "2 elements, not 3"),
+        ("numbers", (1, 2, "3"), r"field \[2\]: '3' is no integer"),
+        ("truth", 2, "2 is no bool"),
+        ("bits", (8, 0, 0, 0, 0), "field low: 8 is not within 0 to 7"),
+        ("fraction", "half", "'half' is no number"),
+        ("wide", 1 << 127, "does not fit into 16 bytes"),
+    ],
+)
+def test_other_values_that_do_not_fit(
+    types: Btf, variable: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        codec(types, variable).pack(value)
+
+
+def test_text_may_be_short_and_bytes_may_not() -> None:
+    builder = Builder()
+    char = builder.integer("char", 1, signed=True)
+    byte = builder.integer("unsigned char", 1)
+    text, address = builder.array(char, 4), builder.array(byte, 4)
+    types = btf.parse(builder.build())
+
+    assert codec_for(types, text).pack(b"ab") == b"ab\0\0"
+    with pytest.raises(ValueError, match="5 bytes, not 4"):
+        codec_for(types, text).pack(b"abcde")
+    with pytest.raises(ValueError, match="2 bytes, not 4"):
+        codec_for(types, address).pack(b"ab")
+
+
+def test_a_buffer_of_another_length(types: Btf) -> None:
+    with pytest.raises(ValueError, match="15 bytes, not 16"):
+        codec(types, "flat").unpack(bytes(15))
+    assert codec(types, "flat").unpack(memoryview(bytes(16))) == (0, 0, 0, 0)
+
+
+def test_a_field_named_like_its_type() -> None:
+    builder = Builder()
+    array = builder.array(builder.integer("unsigned char", 1), 2)
+    builder.struct("address", 2, [("bytes", array, 0)])
+    types = btf.parse(builder.build())
+
+    assert codec_for(types, 3, Address).unpack(b"ab") == Address(b"ab")
+
+
+@pytest.mark.parametrize(
+    ("record", "differences"),
+    [
+        (
+            Wrong,
+            ["Wrong is not struct flat", "a is int, not bytes", "c is int, not tuple",
+             "d is not in Wrong", "e is not in struct flat"],
+        ),
+        (WrongNested, ["a is not in WrongNested", "flat is not in struct flat"]),
+        (int, ["it is a struct, not int"]),
+    ],
+)  # fmt: skip
+def test_every_difference_is_named(types: Btf, record: type, differences: list[str]) -> None:
+    with pytest.raises(ObjectError) as error:
+        codec(types, "flat", record)
+
+    for difference in differences:
+        assert difference in str(error.value)
+
+
+def test_differences_of_nested_records(types: Btf) -> None:
+    with pytest.raises(ObjectError, match=r"flat\[\]\.d is not in Wrong") as error:
+        codec(types, "nested", WrongNested)
+    assert "either is not in WrongNested" in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_the_byte_order_asked_for(order: Literal["little", "big"]) -> None:
+    """The BTF's own order says nothing about the bytes."""
+    builder = Builder("big")
+    builder.integer("int", 4)
+    types = btf.parse(builder.build())
+
+    assert codec_for(types, 1, byteorder=order).pack(1) == (1).to_bytes(4, order)
+
+
+def test_overlapping_members() -> None:
+    """No compiler makes them, but BTF can."""
+    builder = Builder()
+    integer = builder.integer("int", 4)
+    builder.struct("s", 4, [("one", integer, 0), ("same", integer, 0)])
+    types = btf.parse(builder.build())
+
+    assert codec_for(types, 2).unpack(b"\1\0\0\0") == (1, 1)
+
+
+def test_names_that_python_does_not_take() -> None:
+    builder = Builder()
+    integer = builder.integer("int", 4)
+    names = ["class", "__x", "x", "_", "sp ace"]
+    builder.struct("s", 20, [(name, integer, 32 * i) for i, name in enumerate(names)])
+    values = codec_for(btf.parse(builder.build()), 2).unpack(bytes(20))
+
+    assert values._fields == ("class_", "x", "x_", "field_12", "field_16")
+
+
+def test_types_without_values() -> None:
+    builder = Builder()
+    builder.add(handmade.FWD, "unknown", 0)
+    builder.struct("itself", 4, [("again", 2, 0)])
+    builder.struct("s", 4, [("x", builder.integer("int", 3) + 1, 0)])
+    builder.struct("short", 2, [("x", 3, 0)])
+    types = btf.parse(builder.build())
+
+    with pytest.raises(ObjectError, match="struct unknown has no value"):
+        codec_for(types, 1)
+    with pytest.raises(ObjectError, match="nests too deep"):
+        codec_for(types, 2)
+    with pytest.raises(ObjectError, match="an integer of 3 bytes"):
+        codec_for(types, 3)
+    with pytest.raises(ObjectError):
+        codec_for(types, 5)

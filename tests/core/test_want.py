@@ -1,0 +1,180 @@
+"""Pods and policy into map contents, and what people are told about it."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import given
+
+from accel.core.model import Address, Container, Pod, Role
+from accel.core.plan import (
+    ContainerEntry,
+    Override,
+    PodEntry,
+    Policy,
+    Want,
+    pod_notes,
+    v4_mapped,
+    want,
+)
+from tests.core.strategies import pods_by_netns, policies
+
+WEB = Pod(
+    netns=1,
+    name="web",
+    profile="istio",
+    containers=frozenset({Container(10, Role.SIDECAR), Container(11, Role.APP)}),
+    addresses=frozenset(
+        {IPv4Address("10.0.0.1"), IPv4Address("127.0.0.1"), IPv6Address("fd00::1")}
+    ),
+)
+DB = Pod(
+    netns=2,
+    name="db",
+    profile="istio",
+    containers=frozenset({Container(20, Role.SIDECAR), Container(21, Role.APP)}),
+    addresses=frozenset({IPv4Address("10.0.0.2"), IPv6Address("fe80::1"), IPv6Address("::1")}),
+)
+BOTH = {1: WEB, 2: DB}
+
+
+def test_two_pods_fill_three_maps() -> None:
+    assert want(BOTH, Policy(enrol_apps_possible=True)) == Want(
+        pods={1: PodEntry(enrol_apps=True), 2: PodEntry(enrol_apps=True)},
+        containers={
+            10: ContainerEntry(1, Role.SIDECAR),
+            11: ContainerEntry(1, Role.APP),
+            20: ContainerEntry(2, Role.SIDECAR),
+            21: ContainerEntry(2, Role.APP),
+        },
+        addresses={
+            bytes.fromhex("00000000000000000000ffff0a000001"): 1,
+            bytes.fromhex("fd000000000000000000000000000001"): 1,
+            bytes.fromhex("00000000000000000000ffff0a000002"): 2,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "said", "trusted"),
+    [
+        (Policy(trust_possible=True), None, False),
+        (Policy(trust_possible=True, trust_apps=True), None, True),
+        (Policy(trust_possible=True, trust_apps=True), False, False),
+        (Policy(trust_possible=True), True, True),
+        (Policy(trust_apps=True), None, False),
+        (Policy(trust_apps=True, trust_forced=True), None, True),
+        (Policy(trust_forced=True), None, False),
+    ],
+)
+def test_trust_needs_someone_to_ask_and_a_kernel_to_bear_it(
+    policy: Policy, said: bool | None, trusted: bool
+) -> None:
+    entry = want({1: replace(WEB, trust_apps=said)}, policy).pods[1]
+
+    assert entry.trust_apps is trusted
+    assert entry.enrol_apps is trusted  # else reading redirected bytes would be impossible
+
+
+def test_an_override_by_name_wins_over_the_pod() -> None:
+    policy = Policy(
+        trust_possible=True,
+        overrides={"web": Override(trust_apps=True), "db": Override(accelerate=False)},
+    )
+
+    wanted = want({1: replace(WEB, trust_apps=False), 2: DB}, policy)
+
+    assert wanted.pods == {1: PodEntry(trust_apps=True, enrol_apps=True)}
+    assert {entry.netns for entry in wanted.containers.values()} == {1}
+    assert pod_notes(DB, policy) == ("not accelerated: switched off in the settings",)
+
+
+def test_a_shared_cgroup_has_no_entry_and_the_uid_decides() -> None:
+    shared = replace(WEB, containers=frozenset({Container(10, Role.UNKNOWN)}), proxy_uid=1337)
+
+    wanted = want({1: shared}, Policy())
+
+    assert wanted.pods[1] == PodEntry(roles_by_uid=True, proxy_uid=1337)
+    assert wanted.containers == {}
+    assert "uid 1337 stands in" in pod_notes(shared, Policy())[0]
+
+
+def test_a_proxy_of_root_can_stand_in_too() -> None:
+    assert want({1: replace(WEB, proxy_uid=0)}, Policy()).pods[1].roles_by_uid
+
+
+def test_what_two_pods_claim_neither_gets() -> None:
+    db = replace(
+        DB,
+        containers=DB.containers | {Container(11, Role.SIDECAR)},
+        addresses=DB.addresses | {IPv4Address("10.0.0.1")},
+    )
+    both = {1: WEB, 2: db}
+
+    wanted = want(both, Policy())
+
+    assert 11 not in wanted.containers
+    assert v4_mapped(IPv4Address("10.0.0.1")) not in wanted.addresses
+    assert pod_notes(WEB, Policy(), both) == (
+        "cgroup 11 is claimed by db too: neither has it",
+        "address 10.0.0.1 is claimed by db too: neither has it",
+    )
+
+
+def test_what_a_mesh_gives_every_pod_is_no_pods_address() -> None:
+    """Istio's 127.0.0.6 and ::6."""
+    inbound: frozenset[Address] = frozenset(
+        {IPv4Address("127.0.0.6"), IPv6Address("::6"), IPv6Address("::")}
+    )
+    both = {1: replace(WEB, addresses=inbound), 2: replace(DB, addresses=inbound)}
+
+    assert want(both, Policy()).addresses == {}
+    assert pod_notes(both[1], Policy(), both) == ()
+
+
+def test_pods_that_all_share_one_cgroup_do_not_dispute_it() -> None:
+    """On a host without cgroup v2 accounting every process is in its root."""
+    root = frozenset({Container(1, Role.UNKNOWN)})
+    both = {
+        1: replace(WEB, containers=root, proxy_uid=1337),
+        2: replace(DB, containers=root, proxy_uid=1337),
+    }
+
+    assert want(both, Policy()).pods.keys() == {1, 2}
+    assert len(pod_notes(both[1], Policy(), both)) == 1
+
+
+def test_the_reason_is_reported() -> None:
+    off = replace(WEB, accelerate=False, reason="nothing tells them apart")
+
+    assert want({1: off}, Policy()) == Want()
+    assert pod_notes(off, Policy()) == ("not accelerated: nothing tells them apart",)
+    assert pod_notes(WEB, Policy()) == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Policy(trust_apps=True), "this kernel cannot bear it"),
+        (Policy(trust_apps=True, trust_forced=True), "trusted by force"),
+    ],
+)
+def test_trust_against_the_kernel_is_noted(policy: Policy, words: str) -> None:
+    (note,) = pod_notes(WEB, policy)
+
+    assert words in note
+
+
+@given(pods_by_netns, policies)
+def test_every_entry_belongs_to_an_accelerated_pod(pods: dict[int, Pod], policy: Policy) -> None:
+    wanted = want(pods, policy)
+
+    assert wanted.pods.keys() == {n for n, pod in pods.items() if pod.accelerate}
+    assert {entry.netns for entry in wanted.containers.values()} <= wanted.pods.keys()
+    assert set(wanted.addresses.values()) <= wanted.pods.keys()
+
+
+@given(pods_by_netns, policies)
+def test_no_trust_on_a_kernel_that_cannot_bear_it(pods: dict[int, Pod], policy: Policy) -> None:
+    if not (policy.trust_possible or policy.trust_forced):
+        assert not any(entry.trust_apps for entry in want(pods, policy).pods.values())

@@ -1,0 +1,225 @@
+"""An object from its file to its sockets and back, and the ways it can fail."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from accel.bpf import btf as b
+from accel.bpf.errors import BpfError, ObjectError, ShapeError, VerifierRejected
+from accel.bpf.kernel_btf import KernelBtf
+from accel.bpf.link import attach_cgroup, attach_iter, attach_sk_msg, read_iter
+from accel.bpf.map import Map
+from accel.bpf.object import Object, load, with_maps
+from accel.bpf.opener import open_object
+from accel.bpf.ringbuf import RingBuffer
+from accel.bpf.spec import MapReference, ObjectSpec
+from accel.bpf.variable import with_variables
+
+pytestmark = pytest.mark.kernel
+
+
+class Key(NamedTuple):
+    port: int
+    limit: int
+
+
+@pytest.fixture
+def spec(loading_object: Path) -> ObjectSpec:
+    return open_object(loading_object)
+
+
+@pytest.fixture
+def obj(spec: ObjectSpec) -> Iterator[Object]:
+    with load(with_variables(spec.with_max_entries(sockets=32), limit=9)) as loaded:
+        yield loaded
+
+
+@contextmanager
+def inside(cgroup: Path) -> Iterator[None]:
+    """This process in the cgroup, and back in its former one afterwards."""
+    mount = cgroup.parent
+    former = next(
+        line.partition("::")[2]
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0::")
+    )
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (mount / former.strip("/") / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def test_everything_it_defines_is_there(obj: Object) -> None:
+    assert set(obj.programs) == {"track", "pass", "list"}
+    assert set(obj.maps) == {"sockets", "events", "inserted", ".bss", ".data", ".rodata"}
+    assert set(obj.variables) == {"limit", "seen", "answer"}
+    assert repr(obj) == "<Object loading: 3 programs, 6 maps, 3 variables>"
+    assert obj.maps["sockets"].info().max_entries == 32
+    assert obj.variables["limit"].get() == 9
+    assert obj.variables["answer"].get() == 42
+
+
+def test_it_does_its_work(obj: Object, cgroup: Path) -> None:
+    """Two ends of a connection enter the sockhash, a message passes, all of it is seen."""
+    attach_sk_msg(obj.programs["pass"], obj.maps["sockets"])
+    with (
+        attach_cgroup(obj.programs["track"], cgroup),
+        RingBuffer(obj.maps["events"]) as ring,
+        inside(cgroup),
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        server.accept()[0] as accepted,
+    ):
+        client.send(b"hello")
+        assert accepted.recv(10) == b"hello"
+        ports = {client.getsockname()[1], server.getsockname()[1]}
+        sockets = obj.maps["sockets"].typed(key_record=Key)
+
+        assert set(sockets.keys()) == {Key(port, 9) for port in ports}
+        with attach_iter(obj.programs["list"], obj.maps["sockets"]) as link:
+            assert len(b"".join(read_iter(link))) == 16
+        records = ring.drain()
+        assert {int.from_bytes(r[:4], sys.byteorder) for r in records} == ports
+        # SO_RCVBUF is what CO-RE found at sock.sk_rcvbuf.
+        option = client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert obj.variables["answer"].get() == option
+    assert obj.variables["seen"].get() >= 2
+    counts = obj.maps["inserted"].typed().lookup(0)
+    assert counts is not None
+    assert sum(counts) == 2
+
+
+def test_the_kernels_types_may_be_lent(spec: ObjectSpec) -> None:
+    with KernelBtf.open() as kernel, load(spec, kernel_btf=kernel, programs=["list"]) as obj:
+        assert set(obj.programs) == {"list"}
+
+
+def test_only_what_is_asked_for_is_loaded(spec: ObjectSpec) -> None:
+    with load(spec, programs=["track"]) as obj:
+        assert set(obj.programs) == {"track"}
+    with pytest.raises(ObjectError, match="loading has no program nosuch"):
+        load(spec, programs=["nosuch", "track"])
+
+
+def test_existing_maps_take_the_place_of_its_own(spec: ObjectSpec) -> None:
+    """They are used, and stay open."""
+    with Map.create(spec.maps["sockets"]) as mine:
+        with load(spec, maps={"sockets": mine}) as obj:
+            assert obj.maps["sockets"] is mine
+        assert not mine.closed
+    with pytest.raises(ObjectError, match="loading has no map nosuch"):
+        load(spec, maps={"nosuch": mine})
+
+
+def test_existing_maps_must_fit(spec: ObjectSpec) -> None:
+    smaller = replace(spec.maps["sockets"], max_entries=2)
+    with (
+        Map.create(smaller) as mine,
+        pytest.raises(ShapeError, match="max_entries is 2, expected 64"),
+    ):
+        load(spec, maps={"sockets": mine})
+
+
+def test_the_other_byte_order_is_refused(spec: ObjectSpec) -> None:
+    other = "big" if sys.byteorder == "little" else "little"
+    with pytest.raises(ObjectError, match=f"for {other}-endian machines") as caught:
+        load(replace(spec, byteorder=other))  # type: ignore[arg-type]
+    assert caught.value.remedy is not None
+
+
+def test_a_refusal_names_the_source_line(spec: ObjectSpec) -> None:
+    with pytest.raises(VerifierRejected) as caught:
+        load(spec, programs=["careless"])
+
+    error = caught.value
+    assert error.program == "careless"
+    assert error.source is not None
+    assert error.source.startswith("loading.bpf.c:")
+    assert "bpf_map_lookup_elem(&inserted" in error.source
+    assert error.source in str(error)
+    assert "R0" in error.line
+
+
+def test_a_field_no_kernel_has_is_named(spec: ObjectSpec) -> None:
+    """Not the helper number that stands where its offset should."""
+    with pytest.raises(VerifierRejected) as caught:
+        load(spec, programs=["wishes"])
+
+    assert "sk_wishes" in caught.value.line
+    assert "195896080" not in caught.value.line
+    assert "loading.bpf.c:" in str(caught.value.source)
+
+
+def test_an_iterator_no_kernel_has_is_named(spec: ObjectSpec) -> None:
+    with pytest.raises(BpfError, match="no function bpf_iter_no_such_thing"):
+        load(spec, programs=["nowhere"])
+
+
+def test_bad_types_are_refused_with_the_kernels_reason(spec: ObjectSpec) -> None:
+    """A struct whose member lies outside of it passes our reader, not the kernel's."""
+    assert spec.btf is not None
+    key = spec.btf.find("key", b.Struct)
+    assert key is not None
+    raw = bytearray(spec.btf.raw)
+    size = raw.index(_header_of(spec.btf, "key")) + 8
+    raw[size : size + 4] = (4).to_bytes(4, spec.byteorder)
+
+    with pytest.raises(BpfError, match=r"load the BTF of loading: .*Member"):
+        load(replace(spec, btf=b.parse(bytes(raw))))
+
+
+def _header_of(btf: b.Btf, name: str) -> bytes:
+    """struct btf_type of a struct of two members and 8 bytes."""
+    offset = btf.raw.index(b"\0" + name.encode() + b"\0") + 1
+    header_bytes = int.from_bytes(btf.raw[4:8], btf.byteorder)
+    strings = int.from_bytes(btf.raw[16:20], btf.byteorder) + header_bytes
+    words = (offset - strings, 4 << 24 | 2, 8)
+    return b"".join(word.to_bytes(4, btf.byteorder) for word in words)
+
+
+def test_an_object_may_lack_types(spec: ObjectSpec) -> None:
+    """Stripped of BTF: maps and programs without CO-RE still load."""
+    maps = {
+        name: replace(blueprint, key_type_id=0, value_type_id=0)
+        for name, blueprint in spec.maps.items()
+    }
+    bare = replace(spec, btf=None, maps=maps)
+    with load(bare, programs=["track"]) as obj:
+        assert dict(obj.variables) == {}
+    with pytest.raises(ObjectError, match="has no BTF"):
+        with_variables(bare, limit=1)
+
+
+def test_closing_twice_is_fine(spec: ObjectSpec) -> None:
+    obj = load(spec)
+    obj.close()
+    obj.close()
+
+    assert "closed" in repr(obj)
+    assert obj.maps["sockets"].closed
+
+
+def test_descriptors_go_where_references_point(spec: ObjectSpec) -> None:
+    """The map itself in the first slot, the offset in its value in the second."""
+    load_twice = bytes([0x18]) + bytes(15)
+    with Map.create(spec.maps["sockets"]) as mine:
+        code = with_maps(
+            load_twice * 2,
+            (MapReference(0, "sockets", None), MapReference(2, "sockets", 12)),
+            {"sockets": mine},
+        )
+        number = mine.fileno().to_bytes(4, sys.byteorder)
+
+    assert code[4:8] == code[20:24] == number
+    assert code[12:16] == bytes(4)
+    assert code[28:32] == (12).to_bytes(4, sys.byteorder)

@@ -1,0 +1,182 @@
+"""Ring buffers, filled by real programs."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from accel.bpf.errors import BpfError
+from accel.bpf.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
+from accel.bpf.kinds import MapType, ProgramType
+from accel.bpf.map import Map
+from accel.bpf.probe import mov
+from accel.bpf.program import Program
+from accel.bpf.ringbuf import RingBuffer
+from accel.bpf.spec import MapSpec
+from tests.kernel.conftest import LoadProgram
+
+pytestmark = pytest.mark.kernel
+
+SIZE = 4096
+RINGBUF_RESERVE, RINGBUF_SUBMIT, RINGBUF_DISCARD = 131, 132, 133
+LEAVE = Instruction(EXIT, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def events() -> Iterator[Map[bytes, bytes]]:
+    with Map.create(MapSpec("events", MapType.RINGBUF, 0, 0, SIZE)) as made:
+        yield made
+
+
+def _writer(load: LoadProgram, events: Map[bytes, bytes], length: int, end: int) -> Program:
+    """Reserves a record, writes the packet's length into it, ends it; returns whether it could."""
+    return load(
+        ProgramType.SOCKET_FILTER,
+        Instruction(0x61, 6, 1, 0, 0),  # r6 = skb->len
+        Instruction(LD_IMM64, 1, PSEUDO_MAP_FD, 0, events.fileno()),
+        Instruction(0, 0, 0, 0, 0),
+        mov(2, length),
+        mov(3, 0),
+        Instruction(CALL, 0, 0, 0, RINGBUF_RESERVE),
+        Instruction(0x15, 0, 0, 6, 0),  # full: leave, returning 0
+        Instruction(0x7B, 0, 6, 0, 0),
+        Instruction(0xBF, 1, 0, 0, 0),
+        mov(2, 0),
+        Instruction(CALL, 0, 0, 0, end),
+        mov(0, 1),
+        LEAVE,
+        mov(0, 0),
+        LEAVE,
+    )
+
+
+@pytest.fixture
+def write(load_program: LoadProgram, events: Map[bytes, bytes]) -> Program:
+    return _writer(load_program, events, 8, RINGBUF_SUBMIT)
+
+
+def numbers(records: list[bytes]) -> list[int]:
+    return [int.from_bytes(record[:8], sys.byteorder) for record in records]
+
+
+def test_records_come_in_order(write: Program, events: Map[bytes, bytes]) -> None:
+    with RingBuffer(events) as ring:
+        assert ring.drain() == []
+        for length in (20, 30, 40):
+            write.test_run(bytes(length))
+
+        assert numbers(ring.drain(2)) == [6, 16]
+        assert numbers(ring.drain()) == [26]
+        assert ring.drain() == []
+
+
+def test_records_keep_their_length(load_program: LoadProgram, events: Map[bytes, bytes]) -> None:
+    """Padding to 8 bytes is the ring's own affair."""
+    with RingBuffer(events) as ring:
+        for length in (8, 9, 23, 100):
+            _writer(load_program, events, length, RINGBUF_SUBMIT).test_run()
+
+        assert [len(record) for record in ring.drain()] == [8, 9, 23, 100]
+
+
+def test_discarded_records_are_skipped(
+    load_program: LoadProgram, write: Program, events: Map[bytes, bytes]
+) -> None:
+    discard = _writer(load_program, events, 64, RINGBUF_DISCARD)
+    with RingBuffer(events) as ring:
+        write.test_run()
+        discard.test_run(repeat=3)
+        write.test_run()
+        discard.test_run()
+
+        assert len(ring.drain()) == 2
+
+
+def test_it_goes_round_and_round(load_program: LoadProgram, events: Map[bytes, bytes]) -> None:
+    """Records that wrap around the end come in one piece."""
+    write = _writer(load_program, events, 1000, RINGBUF_SUBMIT)
+    with RingBuffer(events) as ring:
+        for length in range(14, 114):
+            assert write.test_run(bytes(length))
+
+            records = ring.drain()
+            assert numbers(records) == [length - 14]
+            assert [len(record) for record in records] == [1000]
+
+
+def test_a_full_ring_takes_no_more_until_it_is_read(
+    write: Program, events: Map[bytes, bytes]
+) -> None:
+    """Nothing old is overwritten; what is lost is the program's to count."""
+    with RingBuffer(events) as ring:
+        kept = sum(write.test_run() for _ in range(SIZE // 16 + 10))
+
+        assert kept < SIZE // 16 + 10
+        assert len(ring.drain()) == kept
+        assert write.test_run()
+        assert len(ring.drain()) == 1
+
+
+def test_what_was_there_before_is_read_too(write: Program, events: Map[bytes, bytes]) -> None:
+    write.test_run()
+    with RingBuffer(events) as ring:
+        assert len(ring.drain()) == 1
+    write.test_run()
+    with RingBuffer(events) as again:
+        assert len(again.drain()) == 1
+
+
+def test_select_tells_when_there_is_something(write: Program, events: Map[bytes, bytes]) -> None:
+    with RingBuffer(events) as ring:
+        assert select.select([ring], [], [], 0)[0] == []
+        write.test_run()
+        assert select.select([ring], [], [], 0)[0] == [ring]
+        ring.drain()
+        assert select.select([ring], [], [], 0)[0] == []
+
+
+def test_it_can_be_awaited(write: Program, events: Map[bytes, bytes]) -> None:
+    """No record is missed, however writing and waiting interleave."""
+    count = 2000
+
+    async def read(ring: RingBuffer, into: list[bytes]) -> None:
+        async for record in ring:
+            into.append(record)
+            if len(into) == count:
+                return
+
+    async def both() -> list[bytes]:
+        records: list[bytes] = []
+        with RingBuffer(events) as ring, anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, ring, records)
+                for number in range(count):
+                    packet = bytes(14 + number % 7)
+                    while not await anyio.to_thread.run_sync(write.test_run, packet):
+                        await anyio.lowlevel.checkpoint()
+        return records
+
+    assert numbers(anyio.run(both)) == [number % 7 for number in range(count)]
+
+
+def test_only_ring_buffers_are_read() -> None:
+    with (
+        Map.create(MapSpec("words", MapType.HASH, 4, 4, 1)) as words,
+        pytest.raises(BpfError, match="read map words as a ring buffer"),
+    ):
+        RingBuffer(words)
+
+
+def test_it_works_on_after_its_map_is_closed(write: Program, events: Map[bytes, bytes]) -> None:
+    with RingBuffer(events) as ring:
+        events.close()
+        write.test_run()
+
+        assert len(ring.drain()) == 1
+        assert repr(ring) == "<RingBuffer of 4096 bytes>"
+    ring.close()
+    assert repr(ring) == "<RingBuffer of 4096 bytes, closed>"
