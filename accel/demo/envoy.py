@@ -206,7 +206,6 @@ def _http(name: str) -> Json:
         "name": "envoy.filters.http.router",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-            "dynamic_stats": False,
             "suppress_envoy_headers": True,
         },
     }
