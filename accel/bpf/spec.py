@@ -9,13 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Literal
 
 from accel.bpf.errors import ObjectError
 
 if TYPE_CHECKING:
     from accel.bpf.btf import Btf
+
+
+@dataclass(frozen=True, slots=True)
+class StructOps:
+    """A table of kernel callbacks, `struct tcp_congestion_ops` for one, that programs fill.
+
+    Attributes:
+        type_name: The kernel's struct, without flavour.
+        type_id: The object's own version of that struct.
+        functions: (member number, program's name) of each callback given.
+        is_link: It takes effect as a link (SEC(".struct_ops.link")).
+    """
+
+    type_name: str
+    type_id: int
+    functions: tuple[tuple[int, str], ...]
+    is_link: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +43,19 @@ class MapSpec:
         type: A BPF_MAP_TYPE_* number, as in uapi.MapType.
         key_size, value_size: Bytes.
         flags: BPF_F_* as the object asks for them.
-        key_type_id, value_type_id: BTF types of key and value; 0 when not given.
+        key_type_id, value_type_id: BTF types of key and value; 0 when not given.  A ring
+            buffer or perf event array with a value type has records of that type.
         pin_by_name: The object asks for LIBBPF_PIN_BY_NAME.
-        contents: Initial bytes of a data section's only value; None for other maps.
+        contents: Initial bytes of a data section's only value, of an arena, or of a
+            struct_ops; None for other maps.
         frozen: The kernel must refuse later writes from user space (.rodata).
         inner: Template of the inner maps of a map-in-map.
+        values: (slot, name) of the maps that a map of maps, or programs that a program
+            array, holds from the start.
+        tags: Declaration tags of the definition.
+        extra: What follows the known fields of a definition in the section "maps"; other
+            loaders gave these bytes meanings of their own.
+        autocreate: False for SEC("?.struct_ops").
     """
 
     name: str
@@ -47,6 +72,11 @@ class MapSpec:
     contents: bytes | None = None
     frozen: bool = False
     inner: MapSpec | None = None
+    values: tuple[tuple[int, str], ...] = ()
+    tags: tuple[str, ...] = ()
+    extra: bytes = b""
+    struct_ops: StructOps | None = None
+    autocreate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +103,49 @@ class MapReference:
     index: int
     map: str
     value_offset: int | None
+
+
+class ExternKind(StrEnum):
+    """What of the kernel an object may refer to by name."""
+
+    KCONFIG = "kconfig"
+    """A setting of the kernel's build, CONFIG_HZ, or LINUX_KERNEL_VERSION."""
+    SYMBOL = "ksym"
+    """The address of anything in /proc/kallsyms."""
+    VARIABLE = "typed ksym"
+    """The address of a variable that the kernel's BTF knows."""
+    FUNCTION = "kfunc"
+    """A kernel function to be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternSpec:
+    """Something of the kernel's that the object refers to.
+
+    Attributes:
+        type_id: The object's type of the variable or value; of a function its Func; 0 for
+            a SYMBOL.
+        weak: The object can do without.
+        offset, size: Where in the map ".kconfig" a KCONFIG is; else 0.
+    """
+
+    name: str
+    kind: ExternKind
+    type_id: int
+    weak: bool
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExternReference:
+    """The instruction at `index`, a call or a 16-byte load, wants the extern's address or id.
+
+    KCONFIG externs have no references: they are values of the map ".kconfig".
+    """
+
+    index: int
+    extern: str
 
 
 class CoreKind(IntEnum):
@@ -132,7 +205,8 @@ class ProgramSpec:
 
     Attributes:
         section: As written in SEC().
-        type: A BPF_PROG_TYPE_* number.
+        type: A BPF_PROG_TYPE_* number; 0 when the section's name says nothing, and then
+            somebody has to say before it can be loaded.
         attach_type: The expected BPF_* attach type, or None where the type has none.
         attach_target: The name after the slash of a tracing section ("bpf_map_elem" of
             "iter/bpf_map_elem"), or None.
@@ -152,11 +226,18 @@ class ProgramSpec:
     line_info: tuple[LineInfo, ...] = ()
     flags: int = 0
     autoload: bool = True
+    extern_references: tuple[ExternReference, ...] = ()
 
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """Everything an object file defines.  Pure data; holds no descriptor."""
+    """Everything an object file defines.  Pure data; holds no descriptor.
+
+    Attributes:
+        kernel_version: What the section "version" says, as LINUX_VERSION_CODE; 0 without one.
+        externs: By name.
+        remarks: What of the file was left out, and why, in words; nothing a program needs.
+    """
 
     name: str
     byteorder: Literal["little", "big"]
@@ -165,6 +246,9 @@ class ObjectSpec:
     maps: Mapping[str, MapSpec] = field(repr=False)
     variables: Mapping[str, VariableSpec] = field(repr=False)
     btf: Btf | None = field(repr=False)
+    kernel_version: int = 0
+    externs: Mapping[str, ExternSpec] = field(default_factory=dict, repr=False)
+    remarks: tuple[str, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return (
