@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload
 
 from accel.bpf.errors import ObjectError
 
@@ -30,6 +31,11 @@ _MAX_SIZE = 1 << 32
 STATIC = 0
 GLOBAL = 1
 EXTERN = 2
+
+# Sections whose variables are externs of the kernel, libbpf's __kconfig and __ksym.
+KERNEL_SETTINGS = ".kconfig"
+KERNEL_SYMBOLS = ".ksyms"
+_NO_SETTINGS: Mapping[str, int] = MappingProxyType({})
 
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
 _VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT = range(9, 17)
@@ -49,16 +55,15 @@ _TAIL_WORDS = {
 }  # fmt: skip
 
 
-# A frozen dataclass takes a millisecond to make, so kinds of one shape share theirs.
-@dataclass(frozen=True, slots=True)
-class Void:
+# Tuples where they can be, since a frozen dataclass takes a millisecond to make, and kinds of
+# one shape share theirs.  Types of two kinds may therefore be equal: ask for the class too.
+class Void(NamedTuple):
     """Type 0."""
 
-    name = "void"
+    name: str = "void"
 
 
-@dataclass(frozen=True, slots=True)
-class Int:
+class Int(NamedTuple):
     """An integer: `size` bytes of storage, of which `bits` from `bit_offset` on count."""
 
     name: str
@@ -70,10 +75,12 @@ class Int:
     is_bool: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(NamedTuple):
     target: int
-    name = ""
+
+    @property
+    def name(self) -> str:
+        return ""
 
 
 class Ptr(_Reference):
@@ -100,8 +107,7 @@ class Restrict(_Reference):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _NamedReference:
+class _NamedReference(NamedTuple):
     name: str
     target: int
 
@@ -118,6 +124,7 @@ class TypeTag(_NamedReference):
     __slots__ = ()
 
 
+# No tuple: those have methods called index and count.
 @dataclass(frozen=True, slots=True)
 class Array:
     """`count` elements; 0 for a flexible array member."""
@@ -137,8 +144,7 @@ class Member(NamedTuple):
     bit_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Composite:
+class _Composite(NamedTuple):
     name: str
     size: int
     members: tuple[Member, ...]
@@ -163,8 +169,7 @@ class Enumerator(NamedTuple):
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Enumeration:
+class _Enumeration(NamedTuple):
     name: str
     size: int
     signed: bool
@@ -183,16 +188,14 @@ class Enum64(_Enumeration):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fwd:
+class Fwd(NamedTuple):
     """A struct or union of which only the name is known."""
 
     name: str
     is_union: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Func:
+class Func(NamedTuple):
     """A function; `linkage` is STATIC, GLOBAL or EXTERN."""
 
     name: str
@@ -207,17 +210,18 @@ class Parameter(NamedTuple):
     type_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class FuncProto:
+class FuncProto(NamedTuple):
     """The type of a function."""
 
     result: int
     parameters: tuple[Parameter, ...]
-    name = ""
+
+    @property
+    def name(self) -> str:
+        return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Var:
+class Var(NamedTuple):
     """A variable; `linkage` is STATIC, GLOBAL or EXTERN."""
 
     name: str
@@ -233,8 +237,7 @@ class SectionVariable(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Datasec:
+class Datasec(NamedTuple):
     """A section of variables; `name` is the section's."""
 
     name: str
@@ -242,16 +245,14 @@ class Datasec:
     variables: tuple[SectionVariable, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Float:
+class Float(NamedTuple):
     """A floating-point number."""
 
     name: str
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeclTag:
+class DeclTag(NamedTuple):
     """An attribute of the declaration `target`, or of its member number `component`, or -1."""
 
     name: str
@@ -328,7 +329,7 @@ def size_of(types: Types, type_id: int) -> int:
     raise ObjectError("arrays nest too deep, or in a circle", place=f"BTF type {start}")
 
 
-_KEYWORDS = {Struct: "struct", Union: "union", Enum: "enum", Enum64: "enum"}
+_KEYWORDS: dict[type, str] = {Struct: "struct", Union: "union", Enum: "enum", Enum64: "enum"}
 
 
 def describe(types: Types, type_id: int) -> str:
@@ -631,17 +632,21 @@ class Btf:
         sizes: Mapping[str, int],
         placements: Mapping[tuple[str, str], Placement],
         hidden_functions: Collection[str] = (),
+        settings: Mapping[str, int] = _NO_SETTINGS,
     ) -> Btf:
         """The types with what only the symbol table knows filled in, as the kernel wants them.
 
-        Compilers leave the size of a section, and offsets in it, 0.  Hidden functions and
-        variables become static, so that the kernel verifies functions in their callers'
-        context.
+        Compilers leave the size of a section, and offsets in it, 0; linkers fill them in.
+        Hidden functions and variables become static, so that the kernel verifies functions
+        in their callers' context.  Externs of the kernel become variables and functions of
+        the object's own, for the kernel takes no others: see
+        bpf_object__collect_externs() in libbpf.c.
 
         Args:
             sizes: Bytes of each section with variables.
-            placements: Of each variable, by section and name.
+            placements: Of each variable, by section and name; static ones may be missing.
             hidden_functions: Names of global functions with hidden visibility.
+            settings: Offsets of the variables of .kconfig.
 
         Raises:
             ObjectError: A section or variable is not among the arguments.
@@ -649,14 +654,18 @@ class Btf:
         edit = _Edit(self)
         for type_id, found in enumerate(self._types):
             if isinstance(found, Datasec):
-                self._place_section(edit, type_id, found, sizes, placements)
-            elif (
-                isinstance(found, Func)
-                and found.linkage == GLOBAL
-                and found.name in hidden_functions
-            ):
-                edit.set_info(type_id, _FUNC << 24 | STATIC)
-        return parse(edit.finish())
+                if found.name == KERNEL_SYMBOLS:
+                    self._place_kernel_symbols(edit, type_id, found)
+                elif found.name == KERNEL_SETTINGS:
+                    self._place_settings(edit, type_id, found, settings)
+                else:
+                    self._place_section(edit, type_id, found, sizes, placements)
+            elif isinstance(found, Func):
+                if found.linkage == EXTERN:
+                    self._adopt_function(edit, type_id, found)
+                elif found.linkage == GLOBAL and found.name in hidden_functions:
+                    edit.set_info(type_id, _FUNC << 24 | STATIC)
+        return edit.result()
 
     def _place_section(
         self,
@@ -667,28 +676,77 @@ class Btf:
         placements: Mapping[tuple[str, str], Placement],
     ) -> None:
         place = f"BTF section {section.name}"
-        placed = []
+        entries = []
         for entry in section.variables:
-            variable = self.type(entry.type_id)
-            if isinstance(variable, Func):  # an extern kfunc in .ksyms
-                return
-            if not isinstance(variable, Var):
-                raise ObjectError(f"type {entry.type_id} is no variable", place=place)
-            if variable.linkage == EXTERN:
-                return
+            variable = self._variable(entry, place)
             at = placements.get((section.name, variable.name))
-            if at is None:
+            if at is None and variable.linkage == GLOBAL:
                 raise ObjectError(f"variable {variable.name} is no ELF symbol", place=place)
-            if at.hidden and variable.linkage == GLOBAL:
+            if at is not None and at.hidden and variable.linkage == GLOBAL:
                 edit.set_tail(entry.type_id, 0, STATIC)
-            placed.append((at.offset, entry.type_id, entry.size))
-        size = sizes.get(section.name)
-        if size is None:
-            raise ObjectError("no such ELF section", place=place)
-        edit.set_value(type_id, size)
-        for position, (offset, variable_id, length) in enumerate(sorted(placed)):
-            for word, value in enumerate((variable_id, offset, length)):
-                edit.set_tail(type_id, position * 3 + word, value)
+            # A linker has placed the variables of a section with a size, but bpftool 7.8 does
+            # not get all global ones right.
+            if at is not None and (variable.linkage == GLOBAL or not section.size):
+                entry = entry._replace(offset=at.offset)
+            entries.append(entry)
+        size = section.size or sizes.get(section.name)
+        if not size:
+            raise ObjectError("no such ELF section, or an empty one", place=place)
+        edit.set_section(type_id, size, entries)
+
+    def _place_settings(
+        self, edit: _Edit, type_id: int, section: Datasec, settings: Mapping[str, int]
+    ) -> None:
+        place = f"BTF section {section.name}"
+        entries = []
+        for entry in section.variables:
+            variable = self._variable(entry, place)
+            if variable.name not in settings:
+                raise ObjectError(f"variable {variable.name} has no place", place=place)
+            edit.set_tail(entry.type_id, 0, GLOBAL)
+            entries.append(entry._replace(offset=settings[variable.name]))
+        edit.set_section(type_id, max((e.offset + e.size for e in entries), default=0), entries)
+
+    def _place_kernel_symbols(self, edit: _Edit, type_id: int, section: Datasec) -> None:
+        """Make integers of the section's externs, whose own types may have no size."""
+        integer = next(
+            (
+                number
+                for number, found in enumerate(self._types)
+                if isinstance(found, Int) and found.bits == 32
+            ),
+            0,
+        ) or edit.integer(4)
+        entries = []
+        stand_in = 0
+        for position, entry in enumerate(section.variables):
+            found = self.type(entry.type_id)
+            variable_id = entry.type_id
+            if isinstance(found, Func):
+                # A section holds variables only: one of the function's name stands in.
+                stand_in = stand_in or edit.variable(edit.word(entry.type_id, 0), integer)
+                variable_id = stand_in
+            else:
+                self._variable(entry, f"BTF section {section.name}")
+                edit.set_tail(entry.type_id, 0, GLOBAL)
+                edit.set_value(entry.type_id, integer)
+            entries.append(SectionVariable(variable_id, position * 4, 4))
+        edit.set_section(type_id, len(entries) * 4, entries)
+
+    def _adopt_function(self, edit: _Edit, type_id: int, function: Func) -> None:
+        """Make the extern function global, and name its parameters: btf_func_check() insists."""
+        edit.set_info(type_id, _FUNC << 24 | GLOBAL)
+        proto = self.type(function.proto)
+        if isinstance(proto, FuncProto):
+            for position, parameter in enumerate(proto.parameters):
+                if parameter.type_id and not parameter.name:
+                    edit.set_tail(function.proto, position * 2, edit.word(type_id, 0))
+
+    def _variable(self, entry: SectionVariable, place: str) -> Var:
+        variable = self.type(entry.type_id)
+        if not isinstance(variable, Var):
+            raise ObjectError(f"type {entry.type_id} is no variable", place=place)
+        return variable
 
     def sanitised(self, features: Collection[str]) -> bytes:
         """The types in terms a kernel with these features (BtfFeature) understands.
@@ -728,32 +786,29 @@ def parse(data: bytes) -> Btf:
     offsets = [0]
     by_name: dict[str, list[int]] = {}
     at = 0
-    while at < count:
-        place = f"BTF type {len(types)}, offset {header.types_start + at * 4:#x}"
-        end = _end_of_type(words, at, place)
-        try:
+    try:
+        while at < count:
+            end = _end_of_type(words, at)
             found = decode(words[at:end], name_of)
-        except ObjectError as e:
-            raise ObjectError(str(e), place=place) from None
-        if found.name:
-            by_name.setdefault(found.name, []).append(len(types))
-        types.append(found)
-        offsets.append(header.types_start + at * 4)
-        at = end
+            if found.name:
+                by_name.setdefault(found.name, []).append(len(types))
+            types.append(found)
+            offsets.append(header.types_start + at * 4)
+            at = end
+    except ObjectError as e:
+        place = f"BTF type {len(types)}, offset {header.types_start + at * 4:#x}"
+        raise ObjectError(str(e), place=place, remedy=e.remedy) from None
     for type_id, found in enumerate(types):
         _check_references(type_id, found, len(types))
     return Btf(header.byteorder, data, header, tuple(types), tuple(offsets), by_name)
 
 
-def _end_of_type(words: Sequence[int], at: int, place: str) -> int:
+def _end_of_type(words: Sequence[int], at: int) -> int:
     if at + 3 > len(words):
-        raise ObjectError("cut short", place=place)
-    try:
-        end = at + 3 + tail_words(words[at + 1])
-    except ObjectError as e:
-        raise ObjectError(str(e), place=place, remedy=e.remedy) from None
+        raise ObjectError("cut short")
+    end = at + 3 + tail_words(words[at + 1])
     if end > len(words):
-        raise ObjectError("cut short", place=place)
+        raise ObjectError("cut short")
     return end
 
 
@@ -765,30 +820,26 @@ def _string_at(data: bytes, header: Header, offset: int) -> str:
     return data[start:end].decode("utf-8", "backslashreplace")
 
 
-def _references(found: Type) -> Iterable[int]:
-    match found:
-        case Ptr() | Typedef() | Volatile() | Const() | Restrict() | TypeTag() | DeclTag() | Var():
-            return (found.target,)
-        case Array():
-            return (found.element, found.index)
-        case Struct() | Union():
-            return [member.type_id for member in found.members]
-        case Func():
-            return (found.proto,)
-        case FuncProto():
-            return [found.result, *(parameter.type_id for parameter in found.parameters)]
-        case Datasec():
-            return [variable.type_id for variable in found.variables]
-        case _:
-            return ()
+# Ids of the types that a type refers to; kinds that refer to none are not here.
+_REFERENCES: dict[type, Callable[[Any], Iterable[int]]] = {
+    **dict.fromkeys(
+        (Ptr, Typedef, Volatile, Const, Restrict, TypeTag, DeclTag, Var), lambda t: (t.target,)
+    ),
+    **dict.fromkeys((Struct, Union), lambda t: [member.type_id for member in t.members]),
+    Array: lambda t: (t.element, t.index),
+    Func: lambda t: (t.proto,),
+    FuncProto: lambda t: [t.result, *(parameter.type_id for parameter in t.parameters)],
+    Datasec: lambda t: [variable.type_id for variable in t.variables],
+}
 
 
 def _check_references(type_id: int, found: Type, count: int) -> None:
-    for target in _references(found):
-        if target >= count:
-            raise ObjectError(
-                f"refers to type {target}, the last is {count - 1}", place=f"BTF type {type_id}"
-            )
+    references = _REFERENCES.get(found.__class__)
+    if references is not None and max(references(found), default=0) >= count:
+        raise ObjectError(
+            f"refers to type {max(references(found))}, the last is {count - 1}",
+            place=f"BTF type {type_id}",
+        )
 
 
 class _Edit:
@@ -798,12 +849,21 @@ class _Edit:
         self._data = bytearray(btf.raw)
         self._btf = btf
         self._word = struct.Struct(f"{MARKS[btf.byteorder]}I")
+        self._changed: set[int] = set()
         self._appended = bytearray()
-        self._placeholders: dict[int, int] = {}
+        self._last = len(btf) - 1
+        self._integers: dict[int, int] = {}
 
     def _set(self, type_id: int, word: int, value: int) -> None:
+        self._changed.add(type_id)
         offset = self._btf._offsets[type_id] + word * 4
         self._word.pack_into(self._data, offset, value & 0xFFFFFFFF)
+
+    def _append(self, *words: int) -> int:
+        for word in words:
+            self._appended += self._word.pack(word)
+        self._last += 1
+        return self._last
 
     def word(self, type_id: int, word: int) -> int:
         """Word number `word` of the type, struct btf_type's three first."""
@@ -823,6 +883,13 @@ class _Edit:
     def set_tail(self, type_id: int, word: int, value: int) -> None:
         self._set(type_id, 3 + word, value)
 
+    def set_section(self, type_id: int, size: int, entries: Iterable[SectionVariable]) -> None:
+        """Set the size and variables of a section, which has as many as it had."""
+        self.set_value(type_id, size)
+        for position, entry in enumerate(sorted(entries, key=lambda entry: entry.offset)):
+            for word, value in enumerate(entry):
+                self.set_tail(type_id, position * 3 + word, value)
+
     def make_identifier(self, type_id: int) -> None:
         """Replace what C does not allow in the type's name by underscores."""
         start = self._btf._header.strings_start + self.word(type_id, 0)
@@ -832,7 +899,7 @@ class _Edit:
 
     def integer(self, size: int) -> int:
         """Id of an integer type of `size` bytes that this edit appends."""
-        if size not in self._placeholders:
+        if size not in self._integers:
             # An integer has to have a name; any that is there will do.
             name = next(
                 (
@@ -842,10 +909,26 @@ class _Edit:
                 ),
                 0,
             )
-            for word in (name, _INT << 24, size, size * 8):
-                self._appended += self._word.pack(word)
-            self._placeholders[size] = len(self._btf) + len(self._placeholders)
-        return self._placeholders[size]
+            self._integers[size] = self._append(name, _INT << 24, size, size * 8)
+        return self._integers[size]
+
+    def variable(self, name: int, type_id: int) -> int:
+        """Id of a global variable that this edit appends; its name is at offset `name`."""
+        return self._append(name, _VAR << 24, type_id, GLOBAL)
+
+    def result(self) -> Btf:
+        """The changed types."""
+        data = self.finish()
+        if self._appended:
+            return parse(data)
+        header = self._btf._header
+        types = list(self._btf._types)
+        for type_id in self._changed:
+            start = self._btf._offsets[type_id]
+            count = 3 + tail_words(self.word(type_id, 1))
+            words = struct.Struct(f"{MARKS[header.byteorder]}{count}I").unpack_from(data, start)
+            types[type_id] = decode(words, lambda offset: _string_at(data, header, offset))
+        return replace(self._btf, raw=data, _types=tuple(types))
 
     def finish(self) -> bytes:
         """The changed data."""

@@ -2,7 +2,7 @@
 
 Pure.  A codec is compiled once from a type and then packs and unpacks values::
 
-    integers, enums, pointers    int
+    integers, enums, pointers    int; an enum also an IntEnum, where the caller asks for one
     _Bool                        bool
     float, double                float
     arrays of char or of bytes   bytes, all of them, final zeroes too
@@ -10,7 +10,9 @@ Pure.  A codec is compiled once from a type and then packs and unpacks values::
     structs                      a NamedTuple, or the caller's own record class
     unions                       bytes
 
-Members whose names start with `_pad` are no part of a record; they are packed as 0.
+Members whose names start with `_pad` are no part of a record; they are packed as 0.  Nor
+are those the kernel manages in values of maps (bpf_spin_lock, bpf_timer, list nodes and
+the like): it gives them out as zeroes and keeps its own on every write.
 Members of an anonymous struct are its parent's, as in C; an anonymous union is a
 field named after its offset, as in `union_8`.  Names lose leading underscores, which a
 NamedTuple refuses, and keywords get one at the end.
@@ -24,6 +26,7 @@ import sys
 import typing
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from itertools import pairwise
 from keyword import iskeyword
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
@@ -34,6 +37,21 @@ from accel.bpf.errors import ObjectError
 T = TypeVar("T")
 
 _PADDING = "_pad"
+# btf_get_field_type(), kernel/bpf/btf.c.
+_MANAGED = frozenset(
+    {
+        "bpf_spin_lock",
+        "bpf_res_spin_lock",
+        "bpf_timer",
+        "bpf_wq",
+        "bpf_task_work",
+        "bpf_list_head",
+        "bpf_list_node",
+        "bpf_rb_root",
+        "bpf_rb_node",
+        "bpf_refcount",
+    }
+)
 _MAX_DEPTH = 32
 # Of malformed types nested in each other; a sound value of so many parts is no use either.
 _MAX_PARTS = 1 << 18
@@ -108,7 +126,8 @@ def codec_for(
     Args:
         record: For a struct: the NamedTuple or dataclass to make of it.  Its fields'
             names must be the struct's, in any order; a field annotated with a record
-            class, or a tuple of one, is made into that.
+            class, or a tuple of one, is made into that.  For an enum, or a field of one:
+            an IntEnum.
         byteorder: Of the bytes; the BTF may be of another.
 
     Raises:
@@ -207,6 +226,33 @@ class _Wide(NamedTuple):
             out.append(value.to_bytes(self.size, self.byteorder, signed=self.signed))
         except OverflowError:
             _refuse(path, f"{value} does not fit into {self.size} bytes")
+
+
+class _Enumerated:
+    """An enum as the caller's IntEnum; a value that has no name there stays an int.
+
+    Compilers before clang 15 did not say that an enum is signed, so members are known by
+    their bits.
+    """
+
+    width = 1
+
+    def __init__(self, number: _Node, record: type[IntEnum], size: int) -> None:
+        self._number = number
+        self._record = record
+        self._mask = (1 << size * 8) - 1
+        self._by_bits: dict[int, IntEnum] = {one.value & self._mask: one for one in record}
+        self._bits_are_signed = number.format.islower()
+        self.format = number.format
+
+    def build(self, values: tuple[Any, ...], at: int) -> Any:
+        number = self._number.build(values, at)
+        return self._by_bits.get(number & self._mask, number)
+
+    def flatten(self, value: Any, out: list[Any], path: str) -> None:
+        if isinstance(value, self._record) and not self._bits_are_signed:
+            value = value.value & self._mask
+        self._number.flatten(value, out, path)
 
 
 class _Bytes(NamedTuple):
@@ -430,6 +476,10 @@ class _Compiler:
             case b.Int() if found.is_bool and found.size == 1:
                 self._expect(wanted, bool, path)
                 return _Boolean()
+            case b.Enum() | b.Enum64() if _is_enumeration(wanted):
+                self._compare_values(found, wanted, path)
+                number = self._integer(found.size, found.signed, type_id)
+                return _Enumerated(number, wanted, found.size)
             case b.Int() | b.Enum() | b.Enum64():
                 self._expect(wanted, int, path)
                 return self._integer(found.size, found.signed, type_id)
@@ -449,6 +499,16 @@ class _Compiler:
             self.differences.append(
                 f"{path or 'it'} is {given.__name__}, not {getattr(wanted, '__name__', wanted)}"
             )
+
+    def _compare_values(self, found: b.Enum | b.Enum64, wanted: type[IntEnum], path: str) -> None:
+        """Names that both have must stand for the same value; either may have more."""
+        values = {one.name: one.value for one in found.enumerators}
+        mask = (1 << found.size * 8) - 1
+        self.differences += [
+            f"{path or 'it'}: {name} is {values[name]}, not {one.value}"
+            for name, one in wanted.__members__.items()
+            if (values.get(name, one.value) - one.value) & mask
+        ]
 
     def _integer(self, size: int, signed: bool, type_id: int) -> _Node:
         if size == 16:
@@ -519,6 +579,8 @@ class _Compiler:
         for member in found.members:
             at = base + member.bit_offset
             _, inner = b.resolve(self._types, member.type_id)
+            if isinstance(inner, b.Struct) and inner.name in _MANAGED:
+                continue
             if not member.name and isinstance(inner, b.Struct):
                 yield from self._members(inner, at, depth + 1)
             elif not member.name.startswith(_PADDING):
@@ -584,6 +646,10 @@ def _field_name(member: b.Member) -> str:
     if not name.isidentifier():
         return f"field_{member.bit_offset // 8}"
     return f"{name}_" if iskeyword(name) else name
+
+
+def _is_enumeration(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, IntEnum)
 
 
 def _is_record(wanted: Any) -> bool:

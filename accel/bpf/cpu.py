@@ -1,4 +1,4 @@
-"""The CPUs that per-CPU maps are sized by."""
+"""CPUs: those that per-CPU maps are sized by, and those that run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from accel.bpf.errors import BpfError
 
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
+_ONLINE = Path("/sys/devices/system/cpu/online")
 
 
 @cache
@@ -21,19 +22,34 @@ def possible_cpus() -> int:
     Raises:
         BpfError: sysfs does not tell.
     """
+    return count_cpus(_read(_POSSIBLE))
+
+
+def online_cpus() -> tuple[int, ...]:
+    """Numbers of the CPUs that run now, ascending.
+
+    Raises:
+        BpfError: sysfs does not tell.
+    """
+    return list_cpus(_read(_ONLINE))
+
+
+def _read(path: Path) -> str:
     try:
-        text = _POSSIBLE.read_text("ascii")
+        return path.read_text("ascii")
     except OSError as error:
-        raise BpfError(
-            f"read {_POSSIBLE}", error.errno or 0, remedy="mount sysfs on /sys"
-        ) from error
-    return count_cpus(text)
+        raise BpfError(f"read {path}", error.errno or 0, remedy="mount sysfs on /sys") from error
 
 
 def count_cpus(text: str) -> int:
     """Number of CPUs in a kernel CPU list such as "0-3,8"."""
-    count = 0
+    return len(list_cpus(text))
+
+
+def list_cpus(text: str) -> tuple[int, ...]:
+    """The CPUs in a kernel CPU list such as "0-3,8"."""
+    cpus: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+        cpus += range(int(first), int(last or first) + 1)
+    return tuple(cpus)

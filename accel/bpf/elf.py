@@ -1,4 +1,4 @@
-"""BPF object files as ELF: sections, symbols and REL relocations.
+"""BPF object files as ELF: sections, symbols and relocations.
 
 Pure: bytes in, frozen records out.  Reads only what LLVM and GCC write for BPF
 (64-bit ET_REL, either byte order) and trusts no number in the file; whatever the
@@ -29,12 +29,15 @@ SHF_EXECINSTR = 0x4
 SHF_COMPRESSED = 0x800
 SHN_UNDEF = 0
 SHN_LORESERVE = 0xFF00
+SHN_COMMON = 0xFFF2
 
 STB_LOCAL = 0
 STB_GLOBAL = 1
+STB_WEAK = 2
 STT_NOTYPE = 0
 STT_OBJECT = 1
 STT_FUNC = 2
+STT_SECTION = 3
 STV_INTERNAL = 1
 STV_HIDDEN = 2
 
@@ -47,7 +50,7 @@ _HEADER_SIZE = 64
 # Longer names are no use to anyone and let a small file ask for gigabytes of text.
 _MAX_NAME = 4096
 # Of zeroed variables a few bytes of file can ask for any number.
-_MAX_NOBITS = 1 << 28
+_MAX_NOBITS = 1 << 27
 _COMPILE = "compile it with: clang -target bpf -g -O2 -c"
 
 
@@ -91,11 +94,17 @@ class Symbol(NamedTuple):
 
 
 class Relocation(NamedTuple):
-    """The bytes at `offset` of a section depend on a symbol; `type` is an R_BPF_* number of LLVM's."""
+    """The bytes at `offset` of a section depend on a symbol.
+
+    Attributes:
+        type: An R_BPF_* number of LLVM's.
+        addend: Bytes beyond the symbol, on top of what stands in place.
+    """
 
     offset: int
     symbol: Symbol
     type: int
+    addend: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,16 +134,16 @@ class Elf:
 
     def _read_relocations(self, table: Section, target: Section) -> list[Relocation]:
         place = f"section {table.name}"
-        if table.type == SHT_RELA:
-            raise ObjectError("RELA relocations are not used by BPF", place=place, remedy=_COMPILE)
-        entry = _layouts[self.byteorder].relocation
+        # BPF compilers write REL; some tools that rewrite objects turn it into RELA.
+        layout = _layouts[self.byteorder]
+        entry = layout.relocation if table.type == SHT_REL else layout.relocation_addend
         if table.entry_size != entry.size or len(table.data) % entry.size:
             raise ObjectError(
                 f"{len(table.data)} bytes are not whole relocations of {entry.size} bytes",
                 place=place,
             )
         found = []
-        for number, (offset, info) in enumerate(entry.iter_unpack(table.data)):
+        for number, (offset, info, *addend) in enumerate(entry.iter_unpack(table.data)):
             symbol = info >> 32
             if symbol >= len(self.symbols):
                 raise ObjectError(
@@ -146,7 +155,7 @@ class Elf:
                     f"offset {offset:#x} is outside {target.name} of {target.size} bytes",
                     place=f"{place}, relocation {number}",
                 )
-            found.append(Relocation(offset, self.symbols[symbol], info & 0xFFFFFFFF))
+            found.append(Relocation(offset, self.symbols[symbol], info & 0xFFFFFFFF, *addend))
         return found
 
 
@@ -154,11 +163,12 @@ class _Layout:
     """The file's records in one byte order."""
 
     def __init__(self, mark: str) -> None:
-        # Elf64_Ehdr from e_type on, Elf64_Shdr, Elf64_Sym, Elf64_Rel.
+        # Elf64_Ehdr from e_type on, Elf64_Shdr, Elf64_Sym, Elf64_Rel, Elf64_Rela.
         self.header = Struct(f"{mark}HHIQQQIHHHHHH")
         self.section = Struct(f"{mark}IIQQQQIIQQ")
         self.symbol = Struct(f"{mark}IBBHQQ")
         self.relocation = Struct(f"{mark}QQ")
+        self.relocation_addend = Struct(f"{mark}QQq")
 
 
 _layouts: dict[ByteOrder, _Layout] = {"little": _Layout("<"), "big": _Layout(">")}
@@ -259,13 +269,14 @@ def _read_sections(
 def _check_extents(
     data: bytes, headers: list[tuple[int, ...]], table: int, entry_size: int
 ) -> None:
-    claimed = 0
+    claimed = zeroes = 0
     for index, header in enumerate(headers):
         kind, offset, size = header[1], header[4], header[5]
         if kind in (SHT_NULL, SHT_NOBITS):
-            if size > _MAX_NOBITS:
+            zeroes += size
+            if zeroes > _MAX_NOBITS:
                 raise ObjectError(
-                    f"{size} bytes of zeroes, more than {_MAX_NOBITS}",
+                    f"{zeroes} bytes of zeroes, more than {_MAX_NOBITS}",
                     place=f"section header {index}, offset {table + index * entry_size:#x}",
                 )
             continue
@@ -307,20 +318,11 @@ def _read_symbols(sections: tuple[Section, ...], layout: _Layout) -> tuple[Symbo
     for index, (name, info, other, section, value, size) in enumerate(
         layout.symbol.iter_unpack(table.data)
     ):
-        where = f"{place}, symbol {index}"
         if len(sections) <= section < SHN_LORESERVE:
-            raise ObjectError(f"section {section} does not exist", place=where)
+            raise ObjectError(f"section {section} does not exist", place=f"{place}, symbol {index}")
+        text = _string(names, name, f"{place}, symbol {index}") if name else ""
         symbols.append(
-            Symbol(
-                number=index,
-                name=_string(names, name, where),
-                section=section,
-                value=value,
-                size=size,
-                binding=info >> 4,
-                kind=info & 0xF,
-                visibility=other & 0x3,
-            )
+            Symbol(index, text, section, value, size, info >> 4, info & 0xF, other & 0x3)
         )
     return tuple(symbols)
 

@@ -21,13 +21,31 @@ class ObjectError(AccelError):
 
     Attributes:
         place: Where in the file, e.g. "section .maps, offset 16", or None.
+        source: What was read, a file's path for one, or None.
+        reason: The message without either.
     """
 
     def __init__(
-        self, message: str, *, place: str | None = None, remedy: str | None = None
+        self,
+        message: str,
+        *,
+        place: str | None = None,
+        remedy: str | None = None,
+        source: str | None = None,
     ) -> None:
-        super().__init__(message if place is None else f"{place}: {message}", remedy=remedy)
+        super().__init__(": ".join(filter(None, (source, place, message))), remedy=remedy)
+        self.reason = message
         self.place = place
+        self.source = source
+
+    def within(self, place: str) -> ObjectError:
+        """The same error, told from further out: its own place is part of `place`."""
+        whole = place if self.place is None else f"{place}, {self.place}"
+        return ObjectError(self.reason, place=whole, remedy=self.remedy, source=self.source)
+
+    def of(self, source: str) -> ObjectError:
+        """The same error, which says what was read."""
+        return ObjectError(self.reason, place=self.place, remedy=self.remedy, source=source)
 
 
 class ShapeError(AccelError):

@@ -35,6 +35,7 @@ EXIT = 0x95
 # src_reg of LD_IMM64 and CALL.
 PSEUDO_MAP_FD = 1
 PSEUDO_MAP_VALUE = 2
+PSEUDO_BTF_ID = 3
 PSEUDO_FUNC = 4
 PSEUDO_CALL = 1
 PSEUDO_KFUNC_CALL = 2
@@ -127,7 +128,7 @@ def _disassemble(i: Instruction) -> str:
         return _jump(i)
     if i.code == LD_IMM64:
         meaning = {0: "", PSEUDO_MAP_FD: "map ", PSEUDO_MAP_VALUE: "map value ",
-                   PSEUDO_FUNC: "function "}.get(i.src, f"pseudo {i.src} ")  # fmt: skip
+                   PSEUDO_BTF_ID: "kernel variable of type ", PSEUDO_FUNC: "function "}.get(i.src, f"pseudo {i.src} ")  # fmt: skip
         return f"r{i.dst} = {meaning}{i.imm} ll"
     if i.klass == CLASS_LD:
         return f"r0 = packet[{i.imm}] (code {i.code:#04x})"

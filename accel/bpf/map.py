@@ -1,203 +1,137 @@
-"""Maps: created from specs or opened from pins, read and written by typed views."""
+"""Maps: created from specs or opened by name or id, read and written by typed views."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from mmap import PAGESIZE
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from errno import EINVAL, ENOENT, EOPNOTSUPP
+from typing import Any, Generic, NoReturn, TypeVar
 
-from accel.bpf import pin, probe, syscall, uapi
+from accel.bpf import map_batch, map_views, map_walk, pin, syscall, uapi
+from accel.bpf.arena import Pages, fill_arena
 from accel.bpf.btf import Btf
 from accel.bpf.closing import Closing
-from accel.bpf.codec import codec_for
-from accel.bpf.cpu import possible_cpus
+from accel.bpf.codec import Codec, codec_for
 from accel.bpf.errors import BpfError, ObjectError, ShapeError
 from accel.bpf.fd import Fd
 from accel.bpf.kinds import MapType
+from accel.bpf.map_batch import BatchError
+from accel.bpf.map_create import Types, adapted, create, differences, kernel_name
+from accel.bpf.map_info import MapInfo, iter_maps, loaded_types, map_by_id, map_info
+from accel.bpf.map_limits import Operation, explained, reason_against, type_name
+from accel.bpf.map_views import MAPS_OF_MAPS, Redirect, View
 from accel.bpf.spec import MapSpec
+
+__all__ = [
+    "BatchError",
+    "Map",
+    "MapInfo",
+    "Redirect",
+    "View",
+    "differences",
+    "iter_maps",
+    "kernel_name",
+    "type_name",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_PER_CPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
-
-# BPF_MAP_LOOKUP_BATCH exists for these (map_ops with map_lookup_batch): hashes
-# since 5.6, per-CPU arrays since 5.13; whatever refuses is read one by one.
-_BATCHED = (
-    MapType.HASH,
-    MapType.ARRAY,
-    MapType.PERCPU_HASH,
-    MapType.PERCPU_ARRAY,
-    MapType.LRU_HASH,
-    MapType.LRU_PERCPU_HASH,
-)
-_BATCH = 1024  # elements asked for at a time
-
-# Types whose creation refuses BTF for key and value: those without map_check_btf
-# in their map_ops (map_check_no_btf(), kernel/bpf/syscall.c).
-_WITHOUT_BTF = frozenset(
-    {
-        MapType.PROG_ARRAY,
-        MapType.PERF_EVENT_ARRAY,
-        MapType.STACK_TRACE,
-        MapType.CGROUP_ARRAY,
-        MapType.ARRAY_OF_MAPS,
-        MapType.HASH_OF_MAPS,
-        MapType.DEVMAP,
-        MapType.DEVMAP_HASH,
-        MapType.SOCKMAP,
-        MapType.SOCKHASH,
-        MapType.CPUMAP,
-        MapType.XSKMAP,
-        MapType.REUSEPORT_SOCKARRAY,
-        MapType.QUEUE,
-        MapType.STACK,
-        MapType.RINGBUF,
-        MapType.USER_RINGBUF,
-        MapType.BLOOM_FILTER,
-        MapType.ARENA,
-        MapType.INSN_ARRAY,
-    }
-)
-
-# What a pinned map may differ in from its spec: these are added at creation.
-_FLAGS_OF_OURS = uapi.BPF_F_MMAPABLE | uapi.BPF_F_NUMA_NODE
-
-_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.]")
-
-
-class View(Protocol[V]):
-    """How values of one type lie in memory: what codec_for() returns."""
-
-    @property
-    def size(self) -> int: ...
-    def pack(self, value: V, /) -> bytes: ...
-    def unpack(self, buffer: bytes, /) -> V: ...
-
-
-@dataclass(frozen=True, slots=True)
-class MapInfo:
-    """What the kernel says of a map.
-
-    Attributes:
-        id: Unique until reboot.
-        name: As the kernel keeps it: at most 15 characters.
-        type: A BPF_MAP_TYPE_* number.
-        key_size, value_size: Bytes.
-        flags: BPF_F_*.
-    """
-
-    id: int
-    name: str
-    type: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    """The view without types: bytes of exactly the right length."""
-
-    size: int
-    what: str
-
-    def pack(self, value: bytes, /) -> bytes:
-        if len(value) != self.size:
-            raise ShapeError(self.what, (f"got {len(value)} bytes, expected {self.size}",))
-        return bytes(value)
-
-    def unpack(self, buffer: bytes, /) -> bytes:
-        return bytes(buffer)
-
-
-@dataclass(frozen=True, slots=True)
-class _PerCpu:
-    """A per-CPU value: one item per possible CPU, each padded to 8 bytes.
-
-    The size rule is round_up(value_size, 8) * num_possible_cpus(),
-    bpf_map_value_size(), kernel/bpf/syscall.c.
-    """
-
-    item: View[Any]
-    cpus: int
-
-    @property
-    def stride(self) -> int:
-        return -(-self.item.size // 8) * 8
-
-    @property
-    def size(self) -> int:
-        return self.stride * self.cpus
-
-    def pack(self, values: tuple[Any, ...], /) -> bytes:
-        if len(values) != self.cpus:
-            raise ShapeError(
-                "per-CPU value", (f"got {len(values)} items, expected {self.cpus}: one per CPU",)
-            )
-        return b"".join(self.item.pack(value).ljust(self.stride, b"\0") for value in values)
-
-    def unpack(self, buffer: bytes, /) -> tuple[Any, ...]:
-        size = self.item.size
-        return tuple(
-            self.item.unpack(buffer[start : start + size])
-            for start in range(0, self.size, self.stride)
-        )
+# Kinds whose contents are written by others, or into memory.
+_FILLED_LATER = (MapType.STRUCT_OPS, MapType.ARENA)
 
 
 class Map(Closing, Generic[K, V]):
     """A map in the kernel, seen through a view of its keys and values.
 
-    Created and opened maps show bytes; `typed()` shows what BTF says.  In a
-    per-CPU map a value is a tuple, one item per possible CPU in CPU order;
-    programs go on running while the kernel copies it, so it is no snapshot.
+    Created and opened maps show bytes; `typed()` shows what BTF says.  What a kind of
+    map gives its keys and values a meaning for by itself, no view can change:
 
-    A sockhash has keys like any map; what user space reads as the value of a
-    key is the socket's cookie, if the spec's value_size is 8.
+    - In a per-CPU map a value is a tuple, one item per possible CPU in CPU order;
+      programs go on running while the kernel copies it, so it is no snapshot.
+    - Where elements are kernel objects (programs, maps, perf events, cgroups, XDP
+      sockets), what is written is a descriptor, or whatever has a `fileno()`, and what is
+      read is the object's id; see `inner()`.
+    - A sockmap or sockhash takes sockets the same way; what is read is a socket's
+      cookie, if the spec's value_size is 8.
+    - Keys of a storage are descriptors: of a socket, a file, a process (pidfd_open) or a
+      cgroup's directory.
+    - Queues, stacks and bloom filters have no keys: see push(), pop(), peek() and
+      may_contain().
+    - Ring buffers, perf event arrays and arenas are for RingBuffer, UserRingBuffer,
+      PerfBuffer and Arena.
+
+    A value that contains a bpf_spin_lock is read and written whole, as seen by programs
+    that hold the lock, when BPF_F_LOCK is among the flags of lookup(), update() or their
+    batches.  It makes each one element atomic, never several together: a batch takes
+    the lock for each element anew.  Without the flag, and in maps without a lock, values
+    of up to 8 bytes are copied in one piece; larger ones may be seen half written, except
+    in hashes, where an update replaces the whole element.  The lock itself is always read
+    as 0 and never written.
     """
 
     def __init__(
         self, fd: Fd, spec: MapSpec, keys: View[K], values: View[V], btf: Btf | None
     ) -> None:
-        """Not for direct use: see create(), from_pin() and typed()."""
+        """Not for direct use: see create(), from_pin(), from_id() and typed()."""
         self.spec = spec
         self._fd = fd
         self._keys = keys
         self._values = values
         self._btf = btf
+        self._pages: Pages | None = None  # of an arena: held, so that its address stays free
+        self._look_up = f"look up in map {spec.name}"
+        self._update = f"update map {spec.name}"
+
+    # --- making and opening ----------------------------------------------------------------
 
     @classmethod
     def create(
-        cls, spec: MapSpec, *, btf: Btf | None = None, btf_fd: Fd | None = None
+        cls,
+        spec: MapSpec,
+        *,
+        btf: Btf | None = None,
+        btf_fd: Fd | None = None,
+        vmlinux_value_type_id: int = 0,
+        module_btf: Fd | None = None,
+        flags: int = 0,
+        contents_offset: int = 0,
     ) -> Map[bytes, Any]:
         """Create the map, write its initial contents, and freeze it if it is to be.
+
+        The contents of a struct_ops map are left to be written once its programs are
+        loaded: its spec's are the object's version of the struct, not the kernel's.  An
+        arena without an address (map_extra) is given one, which the made map's spec has.
 
         Args:
             btf: The types the spec's type ids refer to, kept for typed().
             btf_fd: The same, loaded; None leaves the kernel without them.
+            vmlinux_value_type_id: Of a struct_ops map: the kernel's type of its value
+                (struct bpf_struct_ops_*), whose size the spec's value_size must be.
+            module_btf: The BTF that id is in, if that of a module.
+            flags: More BPF_F_* than the spec's.
+            contents_offset: Bytes from the start of an arena to its contents.
 
         Raises:
             BpfError: The kernel refused.
         """
-        spec = _adapted(spec)
-        fd = _create(spec, btf_fd)
+        spec = adapted(replace(spec, flags=spec.flags | flags))
+        fd = create(spec, Types(btf_fd, vmlinux_value_type_id, module_btf))
+        pages = None
         try:
-            if spec.contents is not None and any(spec.contents):
-                action = f"write the initial contents of map {spec.name}"
-                syscall.map_update_elem(fd, bytes(4), spec.contents, uapi.BPF_ANY, action)
-            if spec.frozen:
-                syscall.map_freeze(fd, f"freeze map {spec.name}")
+            if spec.type == MapType.ARENA and (spec.contents or not spec.map_extra):
+                pages = fill_arena(fd, spec, contents_offset)
+                spec = replace(spec, map_extra=ctypes.addressof(pages))
+            elif spec.contents is not None and spec.type not in _FILLED_LATER:
+                _write_contents(fd, spec, spec.contents)
         except BaseException:
             fd.close()
             raise
-        return _untyped(fd, spec, btf)
+        made = _untyped(fd, spec, btf)
+        made._pages = pages
+        return made
 
     @classmethod
     def from_pin(
@@ -207,36 +141,28 @@ class Map(Closing, Generic[K, V]):
 
         Args:
             spec: What it must be; None takes it as it is.
-            btf: The types the spec's type ids refer to, for typed().
+            btf: The types the spec's type ids refer to, for typed(); None leaves typed()
+                to ask the kernel for those the map was created with.
 
         Raises:
             BpfError: Nothing is pinned there, or it may not be opened.
             ShapeError: It is not what `spec` says; every difference is named.
         """
-        fd = pin.open_pin(path, "map")
-        try:
-            info = _info(fd, f"pinned at {os.fspath(path)}")
-            if spec is None:
-                found = MapSpec(
-                    name=info.name,
-                    type=info.type,
-                    key_size=info.key_size,
-                    value_size=info.value_size,
-                    max_entries=info.max_entries,
-                    flags=info.flags,
-                )
-                return _untyped(fd, found, btf)
-            different = differences(info, spec)
-            if different:
-                raise ShapeError(
-                    f"map pinned at {os.fspath(path)} is not {spec.name}",
-                    different,
-                    remedy=f"remove {os.fspath(path)}, or use the version that pinned it",
-                )
-            return _untyped(fd, replace(_adapted(spec), flags=info.flags), btf)
-        except BaseException:
-            fd.close()
-            raise
+        where = os.fspath(path)
+        remedy = f"remove {where}, or use the version that pinned it"
+        return _opened(pin.open_pin(path, "map"), f"pinned at {where}", spec, btf, remedy)
+
+    @classmethod
+    def from_id(
+        cls, number: int, *, spec: MapSpec | None = None, btf: Btf | None = None
+    ) -> Map[bytes, Any]:
+        """Open any map on this machine, as numbered by MapInfo.id; else as from_pin().
+
+        Raises:
+            BpfError: ENOENT when there is none; EPERM without CAP_SYS_ADMIN.
+            ShapeError: It is not what `spec` says; every difference is named.
+        """
+        return _opened(map_by_id(number), f"with id {number}", spec, btf, None)
 
     def typed(
         self,
@@ -248,30 +174,57 @@ class Map(Closing, Generic[K, V]):
         """The same map, its keys and values as its spec's BTF types say.
 
         The view shares the descriptor: closing either closes both.  Keys and
-        values it is given that their types cannot hold are a ValueError.
+        values it is given that their types cannot hold are a ValueError.  What the kind
+        of map defines by itself, indices for one, needs no BTF.
 
         Args:
-            btf: What the spec's type ids refer to; None for the object's own.
+            btf: What the spec's type ids refer to; None for the object's own, and, where
+                the map was opened without any, for those the kernel has kept with it.
             key_record, value_record: What codec_for() makes structs into.
 
         Raises:
             ObjectError: There is no BTF, or no type for the key or the value.
             ShapeError: A type's size is not the map's.
+            BpfError: The kernel's BTF of the map may not be read.
         """
-        btf = btf or self._btf
+        spec, types = self.spec, btf or self._btf
+        if types is None:
+            spec, types = self._kept_by_kernel()
+        keys = self._view(
+            types, "key", spec.key_type_id, spec.key_size, key_record, map_views.native_keys(spec)
+        )
+        values = self._view(
+            types,
+            "value",
+            spec.value_type_id,
+            spec.value_size,
+            value_record,
+            map_views.native_values(spec),
+        )
+        return Map(self._fd, spec, keys, map_views.spread(spec, values), types)
+
+    def _kept_by_kernel(self) -> tuple[MapSpec, Btf | None]:
+        """The spec with the type ids the kernel has, and the BTF they refer to, if any."""
+        info = self.info()
+        if not info.btf_id:
+            return replace(self.spec, key_type_id=0, value_type_id=0), None
+        found = replace(self.spec, key_type_id=info.key_type_id, value_type_id=info.value_type_id)
+        return found, loaded_types(info.btf_id)
+
+    def _view(
+        self,
+        btf: Btf | None,
+        what: str,
+        type_id: int,
+        size: int,
+        record: type | None,
+        native: View[Any] | None,
+    ) -> View[Any]:
+        """How keys or values look: as the kind of map says, else as BTF does."""
+        if native is not None and (btf is None or not type_id or _is_fixed(native)):
+            return native
         if btf is None:
             raise ObjectError(f"map {self.name} has no BTF to say what its keys and values are")
-        keys = self._codec(btf, "key", self.spec.key_type_id, self.spec.key_size, key_record)
-        values = self._codec(
-            btf, "value", self.spec.value_type_id, self.spec.value_size, value_record
-        )
-        return Map(self._fd, self.spec, keys, _spread(self.spec, values), btf)
-
-    def _codec(
-        self, btf: Btf, what: str, type_id: int, size: int, record: type | None
-    ) -> View[Any]:
-        if size == 0:
-            return _Raw(0, f"{what} of map {self.name}")
         if type_id == 0:
             raise ObjectError(f"map {self.name} is defined without a type for its {what}")
         codec = codec_for(btf, type_id, record)
@@ -280,6 +233,24 @@ class Map(Closing, Generic[K, V]):
                 f"map {self.name}", (f"its {what} type has {codec.size} bytes, expected {size}",)
             )
         return codec
+
+    def record_codec(self, record: type | None = None, *, btf: Btf | None = None) -> Codec[Any]:
+        """The codec of a ring buffer's or perf event array's records.
+
+        Args:
+            record: What codec_for() makes structs into.
+            btf: What the spec's type ids refer to; None for the object's own.
+
+        Raises:
+            ObjectError: The definition gives its records no type (`__type(value, ...)`);
+                the kernel keeps none, so a map opened without its spec has none either.
+        """
+        types = btf or self._btf
+        if types is None or not self.spec.value_type_id:
+            raise ObjectError(f"map {self.name} is defined without a type for its records")
+        return codec_for(types, self.spec.value_type_id, record)
+
+    # --- what it is ------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -295,42 +266,48 @@ class Map(Closing, Generic[K, V]):
 
     def info(self) -> MapInfo:
         """What the kernel says of it."""
-        return _info(self._fd, self.name)
+        return map_info(self._fd, self.name)
 
-    def lookup(self, key: K) -> V | None:
+    # --- one element -----------------------------------------------------------------------
+
+    def lookup(self, key: K, flags: int = 0) -> V | None:
         """The value under `key`, or None.
 
-        Raises:
-            BpfError: ENOSPC for a sockhash whose value_size is not 8.
-        """
-        return self._read(self._keys.pack(key))
+        Being read from here does not count as use in an LRU map: it saves no element
+        from eviction (htab_lru_map_lookup_elem_sys()).
 
-    def _read(self, key: bytes) -> V | None:
-        found = syscall.map_lookup_elem(
-            self._fd, key, self._values.size, f"look up in map {self.name}"
-        )
+        Args:
+            flags: BPF_F_LOCK for a value with a lock; see the class.
+
+        Raises:
+            BpfError: This kind of map tells no values, or not of this size; the message
+                says so.
+        """
+        try:
+            found = syscall.map_lookup_elem(
+                self._fd, self._keys.pack(key), self._values.size, self._look_up, flags
+            )
+        except BpfError as error:
+            self._refuse(error, "look up")
         return None if found is None else self._values.unpack(found)
 
     def update(self, key: K, value: V, flags: int = uapi.BPF_ANY) -> None:
         """Put `value` under `key`.
 
-        In a sockhash the value is a socket's descriptor, as an unsigned integer
-        of value_size bytes.
-
         Args:
-            flags: BPF_ANY, BPF_NOEXIST (only a new key) or BPF_EXIST (only an old one).
+            flags: BPF_ANY, BPF_NOEXIST (only a new key) or BPF_EXIST (only an old one);
+                with BPF_F_LOCK, a value with a lock is written while holding it.
 
         Raises:
             BpfError: EEXIST, ENOENT by flags; E2BIG when the map is full; EPERM
                 when it is frozen.
         """
-        syscall.map_update_elem(
-            self._fd,
-            self._keys.pack(key),
-            self._values.pack(value),
-            flags,
-            f"update map {self.name}",
-        )
+        try:
+            syscall.map_update_elem(
+                self._fd, self._keys.pack(key), self._values.pack(value), flags, self._update
+            )
+        except BpfError as error:
+            self._refuse(error, "update")
 
     def delete(self, key: K) -> bool:
         """Remove `key`; False when it was not there.
@@ -338,111 +315,217 @@ class Map(Closing, Generic[K, V]):
         Raises:
             BpfError: EINVAL for an array, whose elements cannot go.
         """
-        return syscall.map_delete_elem(
-            self._fd, self._keys.pack(key), f"delete from map {self.name}"
-        )
+        try:
+            return syscall.map_delete_elem(
+                self._fd, self._keys.pack(key), f"delete from map {self.name}"
+            )
+        except BpfError as error:
+            self._refuse(error, "delete")
+
+    def lookup_and_delete(self, key: K, flags: int = 0) -> V | None:
+        """Take the value under `key` out of the map, or None.
+
+        One step for hashes since Linux 5.14.  Elsewhere it is a lookup and then a delete:
+        what a program writes to the value in between is lost.
+        """
+        packed = self._keys.pack(key)
+        action = f"take out of map {self.name}"
+        try:
+            found = syscall.map_lookup_and_delete_elem(
+                self._fd, packed, self._values.size, flags, action
+            )
+        except BpfError as error:
+            if error.errno not in (EINVAL, EOPNOTSUPP):
+                raise
+            if reason_against(self.spec.type, "delete") is not None:
+                self._refuse(error, "delete")
+            found = syscall.map_lookup_elem(self._fd, packed, self._values.size, action, flags)
+            if found is not None:
+                syscall.map_delete_elem(self._fd, packed, action)
+        return None if found is None else self._values.unpack(found)
+
+    def inner(self, key: K) -> Map[bytes, Any] | None:
+        """The map that a map of maps holds under `key`, opened; close it.
+
+        It is typed as the spec's template is.  None when there is none.
+
+        Raises:
+            BpfError: This is no map of maps, or CAP_SYS_ADMIN is missing.
+        """
+        if self.spec.type not in MAPS_OF_MAPS:
+            name = type_name(self.spec.type)
+            raise BpfError(f"open a map inside map {self.name}: {name} holds no maps", EINVAL)
+        packed = self._keys.pack(key)
+        while (found := syscall.map_lookup_elem(self._fd, packed, 4, self._look_up)) is not None:
+            try:
+                fd = map_by_id(map_views.Number(4, self.name).unpack(found))
+            except BpfError as error:
+                # Replaced or deleted just now, and the old one gone: look again.
+                if error.errno != ENOENT:
+                    raise
+                continue
+            inner = _opened(fd, f"inside {self.name}", None, None, None)
+            template = self.spec.inner
+            if template is None or self._btf is None:
+                return inner
+            typed = replace(
+                inner.spec,
+                key_type_id=template.key_type_id,
+                value_type_id=template.value_type_id,
+            )
+            return _untyped(fd, typed, self._btf)
+        return None
+
+    # --- without keys ----------------------------------------------------------------------
+
+    def push(self, value: V, flags: int = uapi.BPF_ANY) -> None:
+        """Add to a queue, a stack or a bloom filter.
+
+        Args:
+            flags: BPF_EXIST drops the oldest element of a full queue or stack.
+
+        Raises:
+            BpfError: E2BIG when a queue or stack is full; the map has keys.
+        """
+        try:
+            syscall.map_push_elem(
+                self._fd, self._values.pack(value), flags, f"push to map {self.name}"
+            )
+        except BpfError as error:
+            self._refuse(error, "push")
+
+    def pop(self) -> V | None:
+        """Take the next out: a queue's oldest, a stack's newest; None when it is empty."""
+        try:
+            found = syscall.map_lookup_and_delete_elem(
+                self._fd, None, self._values.size, 0, f"pop from map {self.name}"
+            )
+        except BpfError as error:
+            self._refuse(error, "pop")
+        return None if found is None else self._values.unpack(found)
+
+    def peek(self) -> V | None:
+        """What pop() would take out."""
+        if self.spec.type == MapType.BLOOM_FILTER:  # it would be asked about zeroes
+            self._refuse(BpfError(f"peek into map {self.name}", EOPNOTSUPP), "peek")
+        try:
+            found = syscall.map_peek_elem(
+                self._fd, bytes(self._values.size), f"peek into map {self.name}"
+            )
+        except BpfError as error:
+            self._refuse(error, "peek")
+        return None if found is None else self._values.unpack(found)
+
+    def may_contain(self, value: V) -> bool:
+        """Whether a bloom filter has seen `value`: False is certain, True is likely."""
+        if self.spec.type != MapType.BLOOM_FILTER:
+            self._refuse(BpfError(f"ask map {self.name} for a value", EOPNOTSUPP), "ask")
+        packed = self._values.pack(value)
+        return syscall.map_peek_elem(self._fd, packed, f"ask map {self.name}") is not None
+
+    # --- all elements ----------------------------------------------------------------------
 
     def keys(self) -> Iterator[K]:
         """Every key, once.
 
         Programs and others may change the map meanwhile: a key that stays is
         yielded exactly once, one that comes or goes may or may not be.  The
-        caller may delete what it was given.
+        caller may delete what it was given.  Memory stays small for hashes and arrays,
+        however large; for other kinds, and hashes before Linux 5.6, every key seen is kept.
 
         Raises:
             BpfError: EAGAIN when keys vanish so fast that the end is never reached.
         """
-        return map_keys(self._keys.unpack, self._walk())
-
-    def _walk(self) -> Iterator[bytes]:
-        """The keys' bytes.
-
-        When the key we stand on has vanished the kernel answers with the first
-        key of all, so we keep what we have seen and walk past it.
-        """
-        action = f"iterate over map {self.name}"
-        following = partial(
-            syscall.map_get_next_key, self._fd, key_size=self.spec.key_size, action=action
-        )
-        seen: set[bytes] = set()
-        patience = 64 + 16 * self.spec.max_entries
-        key = following(None)
-        while key is not None:
-            if key not in seen:
-                seen.add(key)
-                after = following(key)  # asked first: the caller may delete this key
-                yield key
-            else:
-                after = following(key)
-            patience -= 1
-            if patience == 0:
-                raise BpfError(
-                    action, errno.EAGAIN, remedy="try again when the map changes less quickly"
-                )
-            key = after
+        unpack = self._keys.unpack
+        for chunk in self._chunks(with_values=False):
+            for key, _ in chunk:
+                yield unpack(key)
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """Every key with its value, under the promise of keys()."""
-        for key in self._walk():
-            value = self._read(key)
-            if value is not None:
-                yield self._keys.unpack(key), value
+        """Every key with its value, under the promise of keys().
+
+        Some elements are read ahead: a value is as it was at some time since the
+        iteration began.
+        """
+        unpack_key, unpack_value = self._keys.unpack, self._values.unpack
+        for chunk in self._chunks():
+            for key, value in chunk:
+                yield unpack_key(key), unpack_value(value)
 
     def values(self) -> Iterator[V]:
         """Every value, under the promise of keys()."""
         return (value for _, value in self.items())
 
-    def lookup_batch(self) -> list[tuple[K, V]]:
-        """Everything, in as few calls as the kernel can.
+    def lookup_batch(self, flags: int = 0) -> list[tuple[K, V]]:
+        """Everything, in as few calls as the kernel can, under the promise of keys().
 
-        About seven times faster than items() for large hashes.  A hash is copied
-        bucket by bucket, so no key comes twice and none that stays is missed.
+        About seven times faster than one by one for large hashes.
+
+        Args:
+            flags: BPF_F_LOCK for values with a lock.
         """
-        if self.spec.type in _BATCHED and probe.lookup_batch():
-            try:
-                return self._lookup_batches()
-            except BpfError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-        return list(self.items())
+        unpack_key, unpack_value = self._keys.unpack, self._values.unpack
+        return [
+            (unpack_key(key), unpack_value(value))
+            for chunk in self._chunks(flags)
+            for key, value in chunk
+        ]
 
-    def _lookup_batches(self) -> list[tuple[K, V]]:
-        key_size, value_bytes = self.spec.key_size, self._values.size
-        room = min(_BATCH, max(self.spec.max_entries, 1))
-        token = None
-        elements: list[tuple[K, V]] = []
-        more = True
-        while more:
-            keys = (ctypes.c_char * (room * key_size))()
-            values = (ctypes.c_char * (room * value_bytes))()
-            # A hash keeps its place in 4 bytes, an array in a key.
-            next_token = (ctypes.c_char * max(key_size, 4))()
-            attr = uapi.MapLookupBatch(
-                in_batch=syscall.address(token),
-                out_batch=syscall.address(next_token),
-                keys=syscall.address(keys),
-                values=syscall.address(values),
-                count=room,
-                map_fd=self._fd.fileno(),
-            )
-            try:
-                more = syscall.map_lookup_batch(attr, f"read map {self.name}")
-            except BpfError as error:
-                # One bucket holds more than we have room for; nothing was consumed.
-                if error.errno != errno.ENOSPC:
-                    raise
-                room *= 2
-                continue
-            token = next_token
-            raw_keys, raw_values = keys.raw, values.raw
-            elements += [
-                (
-                    self._keys.unpack(raw_keys[i * key_size : (i + 1) * key_size]),
-                    self._values.unpack(raw_values[i * value_bytes : (i + 1) * value_bytes]),
-                )
-                for i in range(attr.count)
-            ]
-        return elements
+    def lookup_and_delete_batch(self, flags: int = 0) -> Iterator[list[tuple[K, V]]]:
+        """Take everything out, some at a time; what was not asked for yet stays in.
+
+        No element is lost when this fails or is given up: it has been yielded, or is
+        still there.  What programs add meanwhile may or may not be taken.
+
+        Args:
+            flags: BPF_F_LOCK for values with a lock.
+
+        Raises:
+            BpfError: Elements of this kind of map cannot go, or EAGAIN as in keys().
+        """
+        unpack_key, unpack_value = self._keys.unpack, self._values.unpack
+        for chunk in self._chunks(flags, delete=True):
+            yield [(unpack_key(key), unpack_value(value)) for key, value in chunk]
+
+    def update_batch(self, items: Iterable[tuple[K, V]], flags: int = uapi.BPF_ANY) -> int:
+        """Put every value under its key, in as few calls as the kernel can; how many.
+
+        Args:
+            flags: As in update().
+
+        Raises:
+            BatchError: One was refused; `done` says how many before it are written.
+            ValueError: A key or value does not fit its type: nothing of its batch of up to
+                1024 is written, those before it are.
+        """
+        pack_key, pack_value = self._keys.pack, self._values.pack
+        packed = ((pack_key(key), pack_value(value)) for key, value in items)
+        return map_batch.update(self._fd, self._shape(), packed, flags)
+
+    def delete_batch(self, keys: Iterable[K]) -> int:
+        """Remove every key, in as few calls as the kernel can; how many were there.
+
+        Raises:
+            BatchError: One was refused; `done` says how many before it are gone.
+        """
+        reason = reason_against(self.spec.type, "delete")
+        if reason is not None:
+            raise BpfError(f"delete from map {self.name}: {reason}", EOPNOTSUPP)
+        return map_batch.delete(self._fd, self._shape(), map(self._keys.pack, keys))
+
+    def _shape(self) -> map_batch.Shape:
+        return map_batch.Shape(
+            self.spec.key_size, self._values.size, self.spec.max_entries, self.name
+        )
+
+    def _chunks(
+        self, flags: int = 0, *, delete: bool = False, with_values: bool = True
+    ) -> Iterator[list[map_batch.Element]]:
+        return map_walk.chunks(
+            self._fd, self.spec.type, self._shape(), flags, delete, with_values=with_values
+        )
+
+    # --- its life --------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """Refuse writes from user space from now on; programs are not concerned.
@@ -458,7 +541,12 @@ class Map(Closing, Generic[K, V]):
 
     def close(self) -> None:
         """Let go of it; the kernel frees it when nothing else holds it."""
+        self._pages = None
         self._fd.close()
+
+    def _refuse(self, error: BpfError, operation: Operation) -> NoReturn:
+        """Raise the kernel's refusal, in words where this kind of map cannot do it at all."""
+        raise explained(error, self.spec.type, operation) from None
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -468,137 +556,54 @@ class Map(Closing, Generic[K, V]):
         )
 
 
-def map_keys(unpack: Callable[[bytes], K], keys: Iterator[bytes]) -> Iterator[K]:
-    """Keys through their view, one at a time."""
-    for key in keys:
-        yield unpack(key)
+def _is_fixed(native: View[Any]) -> bool:
+    """Whether no type of the definition can say it better: there are no keys, or descriptors."""
+    return native.size == 0 or isinstance(native, map_views.Descriptor)
 
 
-def type_name(number: int) -> str:
-    """A map type by the kernel's name, or its number."""
+def _write_contents(fd: Fd, spec: MapSpec, contents: bytes) -> None:
+    if any(contents):
+        action = f"write the initial contents of map {spec.name}"
+        syscall.map_update_elem(fd, bytes(4), contents, uapi.BPF_ANY, action)
+    if spec.frozen:
+        syscall.map_freeze(fd, f"freeze map {spec.name}")
+
+
+def _opened(
+    fd: Fd, what: str, spec: MapSpec | None, btf: Btf | None, remedy: str | None
+) -> Map[bytes, Any]:
+    """The map behind `fd`, of which it takes ownership.
+
+    Args:
+        what: "pinned at ...", for messages.
+    """
     try:
-        return MapType(number).name
-    except ValueError:
-        return str(number)
+        info = map_info(fd, what)
+        if spec is None:
+            return _untyped(fd, _found(info), btf)
+        different = differences(info, spec)
+        if different:
+            raise ShapeError(f"map {what} is not {spec.name}", different, remedy=remedy)
+        return _untyped(fd, replace(adapted(spec), flags=info.flags), btf)
+    except BaseException:
+        fd.close()
+        raise
 
 
-def differences(info: MapInfo, spec: MapSpec) -> tuple[str, ...]:
-    """Everything in which a map in the kernel is not what `spec` describes."""
-    wanted = _adapted(spec)
-    pairs = [
-        ("type", type_name(info.type), type_name(wanted.type)),
-        ("key_size", info.key_size, wanted.key_size),
-        ("value_size", info.value_size, wanted.value_size),
-        ("max_entries", info.max_entries, wanted.max_entries),
-        (
-            "flags",
-            f"{info.flags & ~_FLAGS_OF_OURS:#x}",
-            f"{wanted.flags & ~_FLAGS_OF_OURS:#x}",
-        ),
-    ]
-    return tuple(f"{name} is {has}, expected {want}" for name, has, want in pairs if has != want)
-
-
-def _info(fd: Fd, name: str) -> MapInfo:
-    raw = syscall.obj_get_info_by_fd(fd, uapi.MapInfo, f"ask about map {name}")
-    return MapInfo(
-        id=raw.id,
-        name=raw.name.decode("ascii", "replace"),
-        type=raw.type,
-        key_size=raw.key_size,
-        value_size=raw.value_size,
-        max_entries=raw.max_entries,
-        flags=raw.map_flags,
+def _found(info: MapInfo) -> MapSpec:
+    """A spec that describes a map as it is; its type ids are those of the map's own BTF."""
+    return MapSpec(
+        name=info.name,
+        type=info.type,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.flags,
+        map_extra=info.map_extra,
+        key_type_id=info.key_type_id,
+        value_type_id=info.value_type_id,
     )
 
 
 def _untyped(fd: Fd, spec: MapSpec, btf: Btf | None) -> Map[bytes, Any]:
-    keys = _Raw(spec.key_size, f"key of map {spec.name}")
-    values = _Raw(spec.value_size, f"value of map {spec.name}")
-    return Map(fd, spec, keys, _spread(spec, values), btf)
-
-
-def _spread(spec: MapSpec, item: View[Any]) -> View[Any]:
-    """The view of a value, given the view of one CPU's."""
-    return _PerCpu(item, possible_cpus()) if spec.type in _PER_CPU else item
-
-
-def _adapted(spec: MapSpec) -> MapSpec:
-    """The spec as the running kernel wants it.
-
-    A ring buffer's size must be a power of two of whole pages, and pages differ
-    between machines; it has neither keys nor values, whatever types its
-    definition gives them for readers (ringbuf_map_alloc(), kernel/bpf/ringbuf.c).
-    """
-    if spec.type in (MapType.RINGBUF, MapType.USER_RINGBUF):
-        size = max(PAGESIZE, 1 << max(spec.max_entries - 1, 0).bit_length())
-        return replace(spec, max_entries=size, key_size=0, value_size=0)
-    if spec.type == MapType.PERF_EVENT_ARRAY and spec.max_entries == 0:
-        return replace(spec, max_entries=possible_cpus())
-    if spec.contents is not None and not spec.frozen and probe.mmapable_arrays():
-        return replace(spec, flags=spec.flags | uapi.BPF_F_MMAPABLE)
-    return spec
-
-
-def _create(spec: MapSpec, btf_fd: Fd | None) -> Fd:
-    """Create the map, giving up first its types, then its name.
-
-    Neither changes what the map does, and either may be what an older kernel
-    or a map type refuses.  If that does not help, the first refusal is raised.
-    """
-    if spec.inner is None:
-        return _create_around(spec, btf_fd, None)
-    with _create(_adapted(spec.inner), btf_fd) as inner:
-        return _create_around(spec, btf_fd, inner)
-
-
-def _create_around(spec: MapSpec, btf_fd: Fd | None, inner: Fd | None) -> Fd:
-    attr = uapi.MapCreate(
-        map_type=spec.type,
-        key_size=spec.key_size,
-        value_size=spec.value_size,
-        max_entries=spec.max_entries,
-        map_flags=spec.flags,
-        map_extra=spec.map_extra,
-        map_name=kernel_name(spec.name),
-    )
-    if inner is not None:
-        attr.inner_map_fd = inner.fileno()
-    if spec.numa_node is not None:
-        attr.numa_node = spec.numa_node
-        attr.map_flags |= uapi.BPF_F_NUMA_NODE
-    if btf_fd is not None and spec.type not in _WITHOUT_BTF and spec.value_type_id:
-        attr.btf_fd = btf_fd.fileno()
-        attr.btf_key_type_id = spec.key_type_id
-        attr.btf_value_type_id = spec.value_type_id
-    action = f"create map {spec.name}"
-    try:
-        return probe.within_memlock(lambda: syscall.map_create(attr, action))
-    except BpfError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        refusal = error
-    attr.btf_fd = attr.btf_key_type_id = attr.btf_value_type_id = 0
-    for name in (attr.map_name, b""):
-        attr.map_name = name
-        try:
-            return probe.within_memlock(lambda: syscall.map_create(attr, action))
-        except BpfError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-    raise _explained(spec, refusal)
-
-
-def _explained(spec: MapSpec, refusal: BpfError) -> BpfError:
-    if probe.map_type(spec.type) is probe.Answer.NO:
-        return BpfError(
-            refusal.action,
-            refusal.errno,
-            remedy=f"run a kernel with maps of type {type_name(spec.type)}: this one has none",
-        )
-    return refusal
-
-
-def kernel_name(name: str) -> bytes:
-    """A name the kernel takes: 15 of letters, digits, "_" and "." (bpf_obj_name_cpy())."""
-    return _UNNAMEABLE.sub("_", name).encode("ascii")[: uapi.BPF_OBJ_NAME_LEN - 1]
+    return Map(fd, spec, map_views.raw_keys(spec), map_views.raw_values(spec), btf)

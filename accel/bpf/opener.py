@@ -1,37 +1,44 @@
 """Opens an object: bytes in, ObjectSpec out.
 
 Pure but for reading the file when given a path; no kernel is asked for anything.
-What we do not do is refused by name here, never left out in silence.
+What we do not do is refused by name here; what nothing needs is left out, and the spec's
+remarks say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from struct import Struct
 from types import MappingProxyType
-from typing import Final
 
 from accel.bpf import btf as b
-from accel.bpf import btf_ext, elf, linker, mapdefs
+from accel.bpf import btf_ext, elf, jump_tables, legacy, linker, mapdefs, struct_ops
+from accel.bpf.datasections import HIDDEN, DataSections, placements
 from accel.bpf.errors import ObjectError
-from accel.bpf.kinds import MapType, ProgramType
+from accel.bpf.externs import Externs
+from accel.bpf.functions import Function
+from accel.bpf.kinds import MapType
+from accel.bpf.linker import DataTarget, ExternTarget, JumpTarget, MapTarget
 from accel.bpf.sections import meaning_of
-from accel.bpf.spec import MapSpec, ObjectSpec, ProgramSpec, VariableSpec
+from accel.bpf.spec import ExternKind, MapSpec, ObjectSpec, ProgramSpec
 
-# include/uapi/linux/bpf.h: programs may not write the map.
-_BPF_F_RDONLY_PROG: Final = 1 << 7
-
-_DATA_PREFIXES = (".bss", ".data", ".rodata")
-_COMPILER_CONSTANTS = (".rodata.str", ".rodata.cst")
-_UNSUPPORTED = {
-    "maps": ("maps in the style of before libbpf 1.0", 'define them in SEC(".maps")'),
-    ".struct_ops": ("struct_ops", None),
-    ".struct_ops.link": ("struct_ops", None),
-    "?.struct_ops": ("struct_ops", None),
-    "?.struct_ops.link": ("struct_ops", None),
-    ".addr_space.1": ("variables in an arena", None),
-    ".jumptables": ("jump tables", "compile with -fno-jump-tables"),
+_TEXT = ".text"
+_ARENA = ".addr_space.1"
+_EXCEPTION_CALLBACK = "exception_callback:"
+# Many times the largest objects there are, debugging information and all.
+_MAX_FILE = 1 << 28
+_KINDS = {
+    stat.S_IFDIR: "it is a directory",
+    stat.S_IFIFO: "it is a pipe",
+    stat.S_IFSOCK: "it is a socket",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
 }
+_POINTER = 8
 
 
 def open_object(source: bytes | Path | str, name: str | None = None) -> ObjectSpec:
@@ -48,15 +55,29 @@ def open_object(source: bytes | Path | str, name: str | None = None) -> ObjectSp
         return _Opener(source, name or "object").spec()
     path = Path(source)
     try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ObjectError(f"open {path}: {e.strerror}") from e
-    try:
-        return _Opener(data, name or path.name.partition(".")[0] or "object").spec()
+        return _Opener(_read(path), name or path.name.partition(".")[0] or "object").spec()
     except ObjectError as e:
-        error = ObjectError(f"{path}: {e}", remedy=e.remedy)
-        error.place = e.place
-        raise error from e
+        raise e.of(str(path)) from e.__cause__
+
+
+def _read(path: Path) -> bytes:
+    """A file that has an end, and a reasonable one."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ObjectError(
+                f"cannot be opened: {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}",
+                remedy="name the object file; what comes from elsewhere may be given as bytes",
+            )
+        if status.st_size > _MAX_FILE:
+            raise ObjectError(
+                f"larger than {_MAX_FILE} bytes", remedy="strip it: llvm-strip -g leaves BTF alone"
+            )
+        with path.open("rb") as file:
+            return file.read(_MAX_FILE)
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise ObjectError(f"cannot be opened: {reason}") from e
 
 
 class _Opener:
@@ -64,30 +85,28 @@ class _Opener:
 
     def __init__(self, data: bytes, name: str) -> None:
         self._name = name
+        self._remarks: list[str] = []
         self._elf = elf.parse(data)
-        _refuse_unsupported(self._elf)
-        section = self._find(".BTF")
-        self._btf = None if section is None else self._place(b.parse(section.data))
-        section = self._find(".BTF.ext")
-        ext = None
-        if section is not None and self._btf is not None:
-            ext = btf_ext.parse(section.data, self._btf)
-        self._refuse_externs()
+        self._btf, self._externs = self._read_types()
+        self._data = DataSections(self._elf, self._btf)
+        self._jump_tables = jump_tables.JumpTables(self._elf)
         self._maps: dict[str, MapSpec] = {}
-        self._map_offsets: dict[int, str] = {}
+        # By section index and byte offset, the map defined there.
+        self._definitions: dict[tuple[int, int], str] = {}
+        # Sections of data that code refers to.
         self._referred: set[int] = set()
-        self._linker = linker.Linker(self._elf, ext, self._find_map)
+        self._linker = linker.Linker(
+            self._elf, self._btf, self._read_ext(), self._data_at, self._called
+        )
 
     def spec(self) -> ObjectSpec:
         self._read_map_definitions()
-        data_maps = dict(self._data_maps())
-        self._maps.update((spec.name, spec) for spec in data_maps.values())
+        self._read_arena()
         programs = self._programs()
-        variables = self._variables(data_maps)
-        # The compiler's own constants matter only where code refers to them.
-        for index, spec in data_maps.items():
-            if spec.name.startswith(_COMPILER_CONSTANTS) and index not in self._referred:
-                del self._maps[spec.name]
+        variables = self._data.variables()
+        for spec in self._data.needed(self._referred, variables):
+            self._add_map(spec)
+        self._remarks += self._data.remarks
         return ObjectSpec(
             name=self._name,
             byteorder=self._elf.byteorder,
@@ -96,144 +115,294 @@ class _Opener:
             maps=MappingProxyType(self._maps),
             variables=MappingProxyType(variables),
             btf=self._btf,
+            kernel_version=self._kernel_version(),
+            externs=MappingProxyType(dict(self._externs.used)),
+            remarks=tuple(self._remarks),
         )
 
     def _find(self, name: str) -> elf.Section | None:
         section = self._elf.section(name)
         if section is not None and section.flags & elf.SHF_COMPRESSED:
-            raise ObjectError("compressed", place=f"section {name}")
+            raise ObjectError(
+                "is compressed", place=f"section {name}", remedy="compile without -gz"
+            )
         return section
 
-    def _place(self, btf: b.Btf) -> b.Btf:
-        """Complete the BTF by what only the symbol table knows."""
+    # --- types ---------------------------------------------------------------------------
+
+    def _read_types(self) -> tuple[b.Btf | None, Externs]:
+        section = self._find(".BTF")
+        without = Externs(self._elf, None)
+        if section is None:
+            return None, without
+        try:
+            btf = b.parse(section.data)
+        except ObjectError as e:
+            self._leave_out_types(without, e)
+            return None, without
+        externs = Externs(self._elf, btf)
+        try:
+            return self._placed(btf, externs), externs
+        except ObjectError as e:
+            self._leave_out_types(externs, e)
+            return None, without
+
+    def _leave_out_types(self, externs: Externs, error: ObjectError) -> None:
+        """Go on without BTF that is malformed, unless it says what a program needs."""
+        needing = (mapdefs.SECTION, *struct_ops.SECTIONS)
+        if externs.described or any(s.size and s.name in needing for s in self._elf.sections):
+            raise error
+        self._remarks.append(f"section .BTF left out: {error}")
+
+    def _placed(self, btf: b.Btf, externs: Externs) -> b.Btf:
+        """The BTF completed by what only the symbol table knows."""
         sections = self._elf.sections
-        placements = {}
-        hidden_functions = set()
-        for symbol in self._elf.symbols:
-            hidden = symbol.visibility in (elf.STV_HIDDEN, elf.STV_INTERNAL)
-            if symbol.kind == elf.STT_OBJECT and symbol.section < len(sections):
-                section = sections[symbol.section]
-                placements[section.name, symbol.name] = b.Placement(symbol.value, hidden)
-            elif symbol.kind == elf.STT_FUNC and hidden:
-                hidden_functions.add(symbol.name)
+        hidden_functions = {
+            symbol.name
+            for symbol in self._elf.symbols
+            if symbol.kind == elf.STT_FUNC
+            and symbol.visibility in HIDDEN
+            and symbol.section < len(sections)
+            and sections[symbol.section].name == _TEXT
+        }
         return btf.placed(
-            {section.name: section.size for section in sections}, placements, hidden_functions
+            {section.name: section.size for section in sections},
+            placements(self._elf),
+            hidden_functions,
+            externs.offsets,
         )
 
-    def _refuse_externs(self) -> None:
-        externs = [s.name for s in self._elf.symbols if s.section == elf.SHN_UNDEF and s.name]
-        if not externs:
-            return
-        kinds = dict(_extern_kinds(self._btf)) if self._btf is not None else {}
-        listed = ", ".join(f"{name} ({kinds.get(name, 'extern')})" for name in externs)
-        raise ObjectError(
-            f"not defined in this object: {listed}",
-            place="symbol table",
-            remedy="externs of the kernel are not supported; read what you need by CO-RE",
-        )
+    def _read_ext(self) -> btf_ext.Ext:
+        section = self._find(".BTF.ext")
+        if section is None or self._btf is None:
+            return btf_ext.NOTHING
+        ext = btf_ext.parse(section.data, self._btf)
+        self._remarks += ext.remarks
+        return ext
+
+    # --- maps ----------------------------------------------------------------------------
 
     def _read_map_definitions(self) -> None:
-        section = self._find(mapdefs.SECTION)
-        if section is None or not section.size:
-            return
+        for section in self._elf.sections:
+            if not section.size or section.type != elf.SHT_PROGBITS:
+                continue
+            if section.name == mapdefs.SECTION:
+                self._define(section, self._read_btf_maps(section))
+            elif legacy.is_section(section.name):
+                self._define(section, legacy.read_maps(self._elf, section, self._btf))
+            elif section.name in struct_ops.SECTIONS:
+                for spec in struct_ops.read_maps(
+                    self._elf, section, self._typed(section), self._function_name
+                ):
+                    self._add_map(spec)
+        settings = self._externs.map()
+        if settings is not None:
+            self._add_map(settings)
+
+    def _read_btf_maps(self, section: elf.Section) -> Iterator[tuple[int, MapSpec]]:
+        values = dict(self._values(section))
+        if mapdefs.unexplained(section.data, values):
+            self._remarks.append(
+                f"section {section.name}: a map is initialised, with what goes nowhere"
+            )
+        return mapdefs.read_maps(self._typed(section), values)
+
+    def _typed(self, section: elf.Section) -> b.Btf:
         if self._btf is None:
             raise ObjectError(
                 "maps are defined, but there is no BTF",
-                place=f"section {mapdefs.SECTION}",
+                place=f"section {section.name}",
                 remedy="compile with -g",
             )
-        for entry, spec in mapdefs.read_maps(self._btf):
-            self._maps[spec.name] = spec
-            self._map_offsets[entry.offset] = spec.name
-        if self._elf.relocations(section):
+        return self._btf
+
+    def _define(self, section: elf.Section, found: Iterable[tuple[int, MapSpec]]) -> None:
+        for offset, spec in found:
+            self._add_map(spec)
+            self._definitions[section.index, offset] = spec.name
+
+    def _add_map(self, spec: MapSpec) -> None:
+        if spec.name in self._maps:
+            raise ObjectError(f"two maps are named {spec.name}", remedy="rename one of them")
+        self._maps[spec.name] = spec
+
+    def _values(self, section: elf.Section) -> Iterator[tuple[int, str]]:
+        """What the relocations of .maps put there: byte offset, name of the map or program."""
+        pointer = Struct("<q" if self._elf.byteorder == "little" else ">q")
+        for relocation in self._elf.relocations(section):
+            place = f"section {section.name}, offset {relocation.offset:#x}"
+            if relocation.offset + _POINTER > section.size:
+                raise ObjectError("no room for an address", place=place)
+            symbol = relocation.symbol
+            (in_place,) = pointer.unpack_from(section.data, relocation.offset)
+            name = symbol.name
+            if symbol.kind == elf.STT_SECTION:
+                name = self._name_at(symbol, in_place + relocation.addend)
+            if not name:
+                raise ObjectError("refers to nothing that has a name", place=place)
+            yield relocation.offset, name
+
+    def _name_at(self, section: elf.Symbol, offset: int) -> str:
+        """Name of what is at `offset` of a section, given its symbol."""
+        return self._names.get((section.section, section.value + offset), "")
+
+    @cached_property
+    def _names(self) -> dict[tuple[int, int], str]:
+        """The first name of each place, section and offset, that has one."""
+        return {
+            (symbol.section, symbol.value): symbol.name
+            for symbol in reversed(self._elf.symbols)
+            if symbol.name and symbol.kind != elf.STT_SECTION
+        }
+
+    def _function_name(self, symbol: elf.Symbol, offset: int) -> str:
+        return self._linker.function_at(symbol, offset).name
+
+    def _read_arena(self) -> None:
+        """Variables in an arena are its initial contents."""
+        section = self._find(_ARENA)
+        if section is None or not section.size:
+            return
+        name = self._arena()
+        if name is None:
             raise ObjectError(
-                "initial values of a map of maps or programs are not supported",
-                place=f"section {mapdefs.SECTION}",
-                remedy="put them in after loading",
+                "variables of an arena, but no map is one",
+                place=f"section {section.name}",
+                remedy="define a map of type BPF_MAP_TYPE_ARENA",
             )
-        mapdefs.check_initialisers(self._maps, section.data)
+        contents = section.data or bytes(section.size)
+        self._maps[name] = replace(self._maps[name], contents=contents)
+        self._data.add_arena(section, name)
 
-    def _data_maps(self) -> Iterator[tuple[int, MapSpec]]:
-        """Each section of variables as a map, by the section's index."""
-        for section in self._elf.sections:
-            if not _is_data(section):
-                continue
-            if self._elf.relocations(section):
-                raise ObjectError(
-                    "variables initialised with addresses are not supported",
-                    place=f"section {section.name}",
-                )
-            if section.name in self._maps:
-                raise ObjectError("a second section of that name", place=f"section {section.name}")
-            datasec = self._btf.find(section.name, b.Datasec) if self._btf is not None else None
-            constant = section.name.startswith(".rodata")
-            yield (
-                section.index,
-                MapSpec(
-                    name=section.name,
-                    type=MapType.ARRAY,
-                    key_size=4,
-                    value_size=section.size,
-                    max_entries=1,
-                    flags=_BPF_F_RDONLY_PROG if constant else 0,
-                    value_type_id=datasec[0] if datasec is not None else 0,
-                    contents=section.data or bytes(section.size),
-                    frozen=constant,
-                ),
+    def _arena(self) -> str | None:
+        arenas = [spec.name for spec in self._maps.values() if spec.type == MapType.ARENA]
+        if len(arenas) > 1:
+            raise ObjectError(
+                f"more than one arena, where programs can use but one: {', '.join(arenas)}"
             )
+        return arenas[0] if arenas else None
 
-    def _find_map(self, symbol: elf.Symbol, offset: int) -> tuple[str, int | None]:
-        """The map that a load of `symbol`, plus `offset` bytes, means; see linker.py."""
-        section = None
-        if symbol.section < len(self._elf.sections):
-            section = self._elf.sections[symbol.section]
+    # --- what code refers to -------------------------------------------------------------
+
+    def _data_at(self, symbol: elf.Symbol, offset: int) -> DataTarget:
+        """What a load of `symbol`, plus `offset` bytes, means; see linker.py."""
+        if symbol.section == elf.SHN_UNDEF:
+            return self._extern_at(symbol, offset)
+        if symbol.section >= len(self._elf.sections):
+            raise ObjectError(
+                f"{symbol.name} is in no section",
+                remedy="compile with -fno-common, or give the variable a value"
+                if symbol.section == elf.SHN_COMMON
+                else None,
+            )
+        section = self._elf.sections[symbol.section]
         at = symbol.value + offset
-        if section is not None and section.name == mapdefs.SECTION and at in self._map_offsets:
-            return self._map_offsets[at], None
-        if section is None or not _is_data(section):
-            where = section.name if section is not None else f"number {symbol.section}"
-            raise ObjectError(f"{symbol.name or 'byte'} {at:#x} of section {where} is no map")
-        if not 0 <= at < section.size:
+        defined = self._definitions.get((section.index, at))
+        if defined is not None:
+            return MapTarget(defined, None)
+        if section.name == jump_tables.SECTION:
+            return JumpTarget(*self._jump_tables.at(symbol, offset))
+        data = self._data.maps.get(section.index)
+        name = self._arena() if section.name == _ARENA else data.name if data else None
+        if name is None:
+            raise ObjectError(
+                f"refers to {symbol.name or 'what is'} at {at:#x} of section {section.name}, where "
+                "neither maps nor variables are",
+            )
+        # C may point right behind an array.
+        if not 0 <= at <= section.size:
             raise ObjectError(f"byte {at} is outside {section.name} of {section.size} bytes")
         self._referred.add(section.index)
-        return section.name, at
+        return MapTarget(name, at)
+
+    def _extern_at(self, symbol: elf.Symbol, offset: int) -> MapTarget | ExternTarget:
+        extern = self._externs.use(symbol.name, called=False)
+        if extern.kind == ExternKind.KCONFIG:
+            if not 0 <= offset <= extern.size:
+                raise ObjectError(
+                    f"refers to byte {offset} of setting {symbol.name} of {extern.size} bytes"
+                )
+            return MapTarget(b.KERNEL_SETTINGS, extern.offset + offset)
+        if offset:
+            raise ObjectError(
+                f"refers to byte {offset} of {extern.kind} {symbol.name}, of which only the start "
+                "can be known"
+            )
+        return ExternTarget(extern.name)
+
+    def _called(self, symbol: elf.Symbol) -> ExternTarget:
+        extern = self._externs.use(symbol.name, called=True)
+        if extern.kind != ExternKind.FUNCTION:
+            raise ObjectError(f"{symbol.name} is called, but is a {extern.kind}")
+        return ExternTarget(extern.name)
+
+    # --- programs ------------------------------------------------------------------------
 
     def _programs(self) -> dict[str, ProgramSpec]:
+        callbacks = self._exception_callbacks()
         programs: dict[str, ProgramSpec] = {}
-        with_programs = []
-        for section in self._elf.sections:
-            is_code = section.type == elf.SHT_PROGBITS and section.flags & elf.SHF_EXECINSTR
-            if not is_code or section.name == ".text" or not section.size:
+        sections = [section for section in self._elf.sections if _is_code(section)]
+        entries = [
+            function
+            for section in sections
+            if section.name != _TEXT
+            for function in self._linker.functions(section)
+            if function.symbol.binding != elf.STB_LOCAL
+        ]
+        for function in entries or self._sole_function(sections):
+            program = self._program(function, callbacks.get(function.name))
+            if program is None:
                 continue
-            with_programs.append(section)
-            for function in self._linker.functions(section):
-                if function.symbol.binding == elf.STB_LOCAL:
-                    continue
-                if function.name in programs:
-                    raise ObjectError(
-                        f"a second program {function.name}", place=f"section {section.name}"
-                    )
-                programs[function.name] = self._program(function)
-        for section in with_programs:
-            unreached = self._linker.unreached(section)
-            if unreached or not self._linker.functions(section):
+            if function.name in programs:
                 raise ObjectError(
-                    f"static and never called: {', '.join(unreached)}"
-                    if unreached
-                    else "holds code but no function",
-                    place=f"section {section.name}",
-                    remedy="a program has to be a global function",
+                    f"a second program {function.name}", place=f"section {program.section}"
                 )
+            programs[function.name] = program
+        self._account_for(sections, programs)
         return programs
 
-    def _program(self, function: linker.Function) -> ProgramSpec:
+    def _sole_function(self, sections: list[elf.Section]) -> Iterator[Function]:
+        """The only function of an object whose source gave no section."""
+        found = [function for s in sections for function in self._linker.functions(s)]
+        if len(found) == 1 and found[0].section.name == _TEXT:
+            yield found[0]
+
+    def _account_for(self, sections: list[elf.Section], programs: Mapping[str, object]) -> None:
+        """Refuse, or remark on, code that nobody can run."""
+        for section in sections:
+            functions = self._linker.functions(section)
+            place = f"section {section.name}"
+            if not functions:
+                self._remarks.append(f"{place}: code without function left out")
+            if section.name == _TEXT:
+                continue
+            idle = [
+                function.name
+                for function in functions
+                if function.symbol.binding == elf.STB_LOCAL
+                and not self._linker.is_reached(function)
+            ]
+            if not idle:
+                continue
+            if not programs:
+                raise ObjectError(
+                    f"static and never called: {', '.join(idle)}",
+                    place=place,
+                    remedy="a program has to be a global function",
+                )
+            self._remarks.append(f"{place}: static and never called: {', '.join(idle)}")
+
+    def _program(self, function: Function, callback: Function | None) -> ProgramSpec | None:
         meaning = meaning_of(function.section.name)
-        if meaning.type == ProgramType.STRUCT_OPS:
-            raise ObjectError(
-                f"program {function.name}: struct_ops are not supported",
-                place=f"section {function.section.name}",
-            )
-        linked = self._linker.link(function)
+        # A function in .text is made to be called, unless somebody says otherwise.
+        autoload = meaning.autoload and function.section.name != _TEXT
+        try:
+            linked = self._linker.link(function, callback)
+        except ObjectError as e:
+            if autoload:
+                raise
+            self._remarks.append(f"program {function.name}, not loaded by default, left out: {e}")
+            return None
         return ProgramSpec(
             name=function.name,
             section=function.section.name,
@@ -246,42 +415,34 @@ class _Opener:
             func_info=linked.func_info,
             line_info=linked.line_info,
             flags=meaning.flags,
-            autoload=meaning.autoload,
+            autoload=autoload,
+            extern_references=linked.extern_references,
+            jump_tables=linked.jump_tables,
         )
 
-    def _variables(self, data_maps: Mapping[int, MapSpec]) -> dict[str, VariableSpec]:
-        types = dict(self._variable_types())
-        variables = {}
-        for symbol in self._elf.symbols:
-            spec = data_maps.get(symbol.section)
-            if spec is None or not _is_public(symbol):
-                continue
-            place = f"section {spec.name}, variable {symbol.name}"
-            if symbol.value + symbol.size > spec.value_size:
-                raise ObjectError(
-                    f"{symbol.size} bytes at {symbol.value} are outside the section", place=place
-                )
-            size, type_id = types.get((spec.name, symbol.name), (symbol.size, 0))
-            if size != symbol.size:
-                raise ObjectError(
-                    f"{symbol.size} bytes by the symbol table, {size} by BTF", place=place
-                )
-            variables[symbol.name] = VariableSpec(
-                symbol.name, spec.name, symbol.value, symbol.size, type_id
-            )
-        return variables
+    def _exception_callbacks(self) -> dict[str, Function]:
+        """What the kernel is to call when a program throws, by the program's name.
 
-    def _variable_types(self) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
-        """Size and type id of BTF's variables, by section and name."""
-        if self._btf is None:
-            return
+        Such a function has no caller; a declaration tag of the program names it, as
+        __exception_cb() of the kernel's bpf_experimental.h writes it.
+        """
+        if self._btf is None or _EXCEPTION_CALLBACK.encode() not in self._btf.raw:
+            return {}
+        text = self._find(_TEXT)
+        functions = {f.name: f for f in self._linker.functions(text)} if text is not None else {}
+        callbacks = {}
         for type_id in range(1, len(self._btf)):
-            section = self._btf.type(type_id)
-            if isinstance(section, b.Datasec):
-                for entry in section.variables:
-                    variable = self._btf.type(entry.type_id)
-                    if isinstance(variable, b.Var):
-                        yield (section.name, variable.name), (entry.size, variable.target)
+            tag = self._btf.type(type_id)
+            if not isinstance(tag, b.DeclTag) or not tag.name.startswith(_EXCEPTION_CALLBACK):
+                continue
+            name = tag.name.removeprefix(_EXCEPTION_CALLBACK)
+            if name in functions:
+                callbacks[self._btf.type(tag.target).name] = functions[name]
+            else:
+                self._remarks.append(f"exception callback {name} left out: there is none")
+        return callbacks
+
+    # --- the rest ------------------------------------------------------------------------
 
     def _license(self) -> str:
         section = self._find("license")
@@ -289,40 +450,17 @@ class _Opener:
             return ""
         return section.data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
+    def _kernel_version(self) -> int:
+        section = self._find("version")
+        if section is None:
+            return 0
+        if len(section.data) != 4:
+            self._remarks.append(f"section version left out: {section.size} bytes, not 4")
+            return 0
+        return int.from_bytes(section.data, self._elf.byteorder)
 
-def _is_data(section: elf.Section) -> bool:
-    name = section.name
-    return (
-        section.type in (elf.SHT_PROGBITS, elf.SHT_NOBITS)
-        and section.size > 0
-        and any(name == prefix or name.startswith(f"{prefix}.") for prefix in _DATA_PREFIXES)
+
+def _is_code(section: elf.Section) -> bool:
+    return bool(
+        section.type == elf.SHT_PROGBITS and section.flags & elf.SHF_EXECINSTR and section.size
     )
-
-
-def _is_public(symbol: elf.Symbol) -> bool:
-    return (
-        symbol.kind == elf.STT_OBJECT
-        and symbol.binding != elf.STB_LOCAL
-        and symbol.visibility not in (elf.STV_HIDDEN, elf.STV_INTERNAL)
-        and not symbol.name.startswith(".")
-    )
-
-
-def _refuse_unsupported(object_file: elf.Elf) -> None:
-    for section in object_file.sections:
-        key = "maps" if section.name.startswith("maps/") else section.name
-        if key in _UNSUPPORTED and section.size:
-            what, remedy = _UNSUPPORTED[key]
-            raise ObjectError(
-                f"{what} are not supported", place=f"section {section.name}", remedy=remedy
-            )
-
-
-def _extern_kinds(btf: b.Btf) -> Iterator[tuple[str, str]]:
-    """What each extern of the BTF is, by its name."""
-    for section, word in ((".kconfig", "kernel configuration"), (".ksyms", "kernel symbol")):
-        found = btf.find(section, b.Datasec)
-        for entry in found[1].variables if found is not None else ():
-            extern = btf.type(entry.type_id)
-            kind = "kernel function" if isinstance(extern, b.Func) else word
-            yield extern.name, kind

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import re
 import resource
 import sys
@@ -16,7 +17,6 @@ from collections.abc import Callable
 from enum import Enum
 from functools import wraps
 from mmap import PAGESIZE
-from pathlib import Path
 from struct import pack
 from typing import ParamSpec, TypeVar
 
@@ -30,7 +30,7 @@ from accel.bpf.kinds import AttachType, MapType, ProgramType
 P = ParamSpec("P")
 T = TypeVar("T")
 
-KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+KERNEL_BTF = "/sys/kernel/btf/vmlinux"
 
 
 class Answer(Enum):
@@ -312,12 +312,12 @@ _ARGUMENTS: tuple[bytes, ...] = (
 # Before it looks at any argument the verifier asks whether this program type may
 # call this helper (check_helper_call()).  So a complaint about an argument, or
 # about what was returned, says yes.
-_COMPLAINT_OF_ARGUMENT = re.compile(
+_COMPLAINT_OF_ARGUMENT = (
     r"\bR[0-5] (type=|!read_ok|min value|max value|unbounded|invalid|must be|leaks|is not|pointer)"
     r"|\barg#\d|Unreleased reference|reference leak|expected=|invalid (in)?direct (read|access)"
     r"|invalid stack type|a non-(known )?const"
 )
-_COMPLAINT_OF_HELPER = re.compile(
+_COMPLAINT_OF_HELPER = (
     r"unknown func|invalid func|cannot use helper|helper call is not allowed|"
     r"cannot call GPL-restricted"
 )
@@ -339,9 +339,9 @@ def helper(program_type: int, number: int) -> Answer:
         refusal, log = _try_program(program_type, arguments + assemble(call, mov(0, 0), _EXIT))
         if refusal == 0:
             return Answer.YES
-        if _COMPLAINT_OF_HELPER.search(log):
+        if re.search(_COMPLAINT_OF_HELPER, log):
             return Answer.NO
-        if _COMPLAINT_OF_ARGUMENT.search(log):
+        if re.search(_COMPLAINT_OF_ARGUMENT, log):
             answer = Answer.YES
     return answer
 
@@ -367,7 +367,7 @@ def cgroup_links() -> Answer:
 
 def kernel_btf() -> Answer:
     """Whether the kernel tells its own types (CONFIG_DEBUG_INFO_BTF)."""
-    return Answer.YES if KERNEL_BTF.exists() else Answer.NO
+    return Answer.YES if os.path.exists(KERNEL_BTF) else Answer.NO
 
 
 # --- BTF -----------------------------------------------------------------------------------

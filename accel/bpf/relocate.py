@@ -8,10 +8,9 @@ those of libbpf's relo_core.c, so that a program means the same under either loa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from accel.bpf import btf as b
 from accel.bpf import insn
@@ -32,6 +31,7 @@ _TYPE_KINDS = frozenset(
         CoreKind.TYPE_MATCHES,
     )
 )
+_ENUMS = (b.Enum, b.Enum64)
 _ENUM_KINDS = frozenset((CoreKind.ENUMVAL_EXISTS, CoreKind.ENUMVAL_VALUE))
 
 
@@ -47,31 +47,31 @@ class Relocated(NamedTuple):
     poisoned: Mapping[int, str]
 
 
-def relocate(
-    program: ProgramSpec, btf: b.Btf, kernel: b.Types, byteorder: b.ByteOrder
-) -> Relocated:
-    """Apply the program's CO-RE relocations.
+class Searchable(b.Types, Protocol):
+    """Types of a kernel, as KernelBtf has them."""
 
-    Args:
-        btf: The object's types.
-        kernel: The types of the kernel that is to run the program.
+    def candidates(self, name: str, kinds: Iterable[b.Kind[b.Type]] = ..., /) -> Sequence[int]:
+        """Ids, ascending, of the types of these classes whose essential name is `name`."""
 
-    Raises:
-        ObjectError: A relocation is malformed, does not fit its instruction, or has
-            more than one answer; the message names the field or type.
+
+class Target(NamedTuple):
+    """Where the types of a kernel are to be looked for.
+
+    Attributes:
+        vmlinux: Those of the kernel proper.
+        modules: Called when those have no candidate: the types of each loaded module, whose
+            `candidates()` are the module's own.
     """
-    code = bytearray(program.instructions)
-    relocator = _Relocator(btf, kernel, byteorder)
-    poisoned = {}
-    for relocation in program.core_relocations:
-        place = f"program {program.name}, instruction {relocation.index}"
-        try:
-            reason = relocator.apply(code, relocation)
-        except ObjectError as e:
-            raise ObjectError(str(e), place=place, remedy=e.remedy) from None
-        if reason is not None:
-            poisoned[relocation.index] = reason
-    return Relocated(bytes(code), MappingProxyType(poisoned))
+
+    vmlinux: Searchable
+    modules: Callable[[], Sequence[Searchable]] = tuple
+
+
+def relocate(
+    program: ProgramSpec, btf: b.Btf, kernel: Searchable | Target, byteorder: b.ByteOrder
+) -> Relocated:
+    """Apply the CO-RE relocations of a single program; see Relocator."""
+    return Relocator(btf, kernel, byteorder).relocate(program)
 
 
 class _Step(NamedTuple):
@@ -85,15 +85,17 @@ class _Step(NamedTuple):
     name: str | None
 
 
-@dataclass(slots=True)
 class _Access:
     """What a relocation speaks of, within one set of types."""
 
-    types: b.Types
-    root: int
-    steps: list[_Step] = field(default_factory=list)
-    bit_offset: int = 0
-    depth: int = 0
+    __slots__ = ("bit_offset", "depth", "root", "steps", "types")
+
+    def __init__(self, types: b.Types, root: int) -> None:
+        self.types = types
+        self.root = root
+        self.steps: list[_Step] = []
+        self.bit_offset = 0
+        self.depth = 0
 
     def advance(self) -> None:
         """Count one level, anonymous ones too."""
@@ -127,39 +129,93 @@ class _Value(NamedTuple):
     exact: bool = True
 
 
-class _Relocator:
-    def __init__(self, btf: b.Btf, kernel: b.Types, byteorder: b.ByteOrder) -> None:
-        self._btf = btf
-        self._kernel = kernel
-        self._byteorder = byteorder
-        self._candidates: dict[int, list[int]] = {}
+class _Candidate(NamedTuple):
+    types: Searchable
+    type_id: int
 
-    def apply(self, code: bytearray, relocation: CoreRelocation) -> str | None:
+
+class _Outcome(NamedTuple):
+    """What became of a relocation, whatever instruction it is for.
+
+    Attributes:
+        old: What the compiler made of it, by its own types.
+        new: What the kernel's types make of it; None when the instruction cannot work there.
+        types: Those that have `new.type_id`.
+    """
+
+    local: _Access
+    old: _Value
+    new: _Value | None
+    types: b.Types
+
+
+class Relocator:
+    """The relocations of all programs of one object, for one kernel.
+
+    One for all, because what is found for one program serves the others, and because no two
+    of them should disagree about which of two types of one name is meant.
+    """
+
+    def __init__(self, btf: b.Btf, kernel: Searchable | Target, byteorder: b.ByteOrder) -> None:
+        """Relocate nothing yet.
+
+        Args:
+            btf: The object's types.
+            kernel: The types of the kernel that is to run the programs.
+        """
+        self._btf = btf
+        self._target = kernel if isinstance(kernel, Target) else Target(kernel)
+        self._byteorder = byteorder
+        self._candidates: dict[int, list[_Candidate]] = {}
+        self._outcomes: dict[tuple[int, str, int], _Outcome] = {}
+
+    def relocate(self, program: ProgramSpec) -> Relocated:
+        """Apply the program's CO-RE relocations.
+
+        Raises:
+            ObjectError: A relocation is malformed, does not fit its instruction, or has
+                more than one answer; the message names the field or type.
+        """
+        code = bytearray(program.instructions)
+        poisoned = {}
+        for relocation in program.core_relocations:
+            try:
+                reason = self._apply(code, relocation)
+            except ObjectError as e:
+                place = f"program {program.name}, instruction {relocation.index}"
+                raise ObjectError(str(e), place=place, remedy=e.remedy) from None
+            if reason is not None:
+                poisoned[relocation.index] = reason
+        return Relocated(bytes(code), MappingProxyType(poisoned))
+
+    def _apply(self, code: bytearray, relocation: CoreRelocation) -> str | None:
         """Patch one instruction.  Returns why it was poisoned, or None."""
         if not 0 <= relocation.index < len(code) // insn.SIZE:
             raise ObjectError("CO-RE relocation outside the program")
+        key = relocation.type_id, relocation.access, int(relocation.kind)
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            # Again the same would be found: what this one prunes no longer counts for anyone.
+            outcome = self._outcomes[key] = self._resolve(relocation)
+        if outcome.new is None:
+            self._poison(code, relocation.index)
+            return _missing(relocation.kind, outcome.local)
+        return self._patch(code, relocation.index, outcome, outcome.new)
+
+    def _resolve(self, relocation: CoreRelocation) -> _Outcome:
         local = _parse(self._btf, relocation)
         if relocation.kind is CoreKind.TYPE_ID_LOCAL:
             # The linker may have renumbered types since.
             value = _Value(relocation.type_id, exact=False)
-            return self._patch(code, relocation, value, value, local)
-        old = self._evaluate(relocation.kind, local)
-        new = self._find(relocation, local)
-        if new is None:
-            self._poison(code, relocation.index)
-            return _missing(relocation.kind, local)
-        return self._patch(code, relocation, old, new, local)
-
-    def _find(self, relocation: CoreRelocation, local: _Access) -> _Value | None:
-        """The value for the kernel's types; None when the instruction cannot work there."""
-        name = self._btf.type(relocation.type_id).name
-        if not name:
+            return _Outcome(local, value, value, self._btf)
+        root = self._btf.type(relocation.type_id)
+        if not root.name or isinstance(root, b.Void):
             raise ObjectError(f"{local.words()}: an anonymous type cannot be looked up")
-        candidates = self._candidates_of(relocation.type_id)
-        matching: list[int] = []
+        old = self._evaluate(relocation.kind, local)
+        matching: list[_Candidate] = []
         found: tuple[_Access, _Value] | None = None
-        for type_id in candidates:
-            target = _match(local, self._kernel, type_id, relocation.kind)
+        for candidate in self._candidates_of(relocation.type_id):
+            target = _match(local, candidate.types, candidate.type_id, relocation.kind)
             if target is None:
                 continue
             value = self._evaluate(relocation.kind, target)
@@ -167,24 +223,24 @@ class _Relocator:
                 found = target, value
             else:
                 _refuse_ambiguity(local, found, (target, value))
-            matching.append(type_id)
+            matching.append(candidate)
         if found is None:
-            return self._evaluate_absent(relocation.kind)
-        # Later relocations through this type look at the same ones only, so that one
-        # program does not mix the layouts of two types of one name.
+            absent = self._evaluate_absent(relocation.kind)
+            return _Outcome(local, old, absent, self._target.vmlinux)
+        # Later relocations through this type look at the same ones only, so that the object
+        # does not mix the layouts of two types of one name.
         self._candidates[relocation.type_id] = matching
-        return found[1]
+        return _Outcome(local, old, found[1], found[0].types)
 
-    def _candidates_of(self, type_id: int) -> list[int]:
-        if type_id not in self._candidates:
+    def _candidates_of(self, type_id: int) -> list[_Candidate]:
+        candidates = self._candidates.get(type_id)
+        if candidates is None:
             local = self._btf.type(type_id)
-            name = b.essential_name(local.name)
-            self._candidates[type_id] = [
-                candidate
-                for candidate in self._kernel.candidates(name)
-                if _same_kind(local, self._kernel.type(candidate))
-            ]
-        return self._candidates[type_id]
+            candidates = _named_alike(local, [self._target.vmlinux])
+            if not candidates:
+                candidates = _named_alike(local, self._target.modules())
+            self._candidates[type_id] = candidates
+        return candidates
 
     @staticmethod
     def _evaluate_absent(kind: CoreKind) -> _Value | None:
@@ -249,15 +305,8 @@ class _Relocator:
             return _Value((64 - (within + bits)) & _U64, exact=exact)
         return _Value(((8 - size) * 8 + within) & _U64, exact=exact)
 
-    def _patch(
-        self,
-        code: bytearray,
-        relocation: CoreRelocation,
-        old: _Value,
-        new: _Value,
-        local: _Access,
-    ) -> str | None:
-        index = relocation.index
+    def _patch(self, code: bytearray, index: int, outcome: _Outcome, new: _Value) -> str | None:
+        local, old = outcome.local, outcome.old
         instruction = insn.decode(code, self._byteorder, index)
         match instruction.klass:
             case insn.CLASS_ALU | insn.CLASS_ALU64 if not instruction.code & insn.SOURCE_REGISTER:
@@ -265,7 +314,7 @@ class _Relocator:
                 self._put(code, index, instruction._replace(imm=insn.to_signed32(new.number)))
             case insn.CLASS_LDX | insn.CLASS_ST | insn.CLASS_STX:
                 self._expect(old, instruction.off, instruction, local)
-                return self._patch_access(code, index, instruction, old, new, local)
+                return self._patch_access(code, index, instruction, outcome, new)
             case insn.CLASS_LD if instruction.code == insn.LD_IMM64 and not instruction.src:
                 self._patch_load(code, index, instruction, old, new, local)
             case _:
@@ -285,14 +334,14 @@ class _Relocator:
         code: bytearray,
         index: int,
         instruction: insn.Instruction,
-        old: _Value,
+        outcome: _Outcome,
         new: _Value,
-        local: _Access,
     ) -> str | None:
+        local, old = outcome.local, outcome.old
         if new.number > _MAX_OFFSET:
             raise ObjectError(f"{local.words()} is at byte {new.number}, too far for {instruction}")
         if old.size != new.size:
-            if not self._can_resize(old, new):
+            if not self._can_resize(old, new, outcome.types):
                 self._poison(code, index)
                 return f"{local.words()} has {new.size} bytes in this kernel, not {old.size}"
             if instruction.access_size != old.size or new.size not in insn.SIZE_CODES:
@@ -304,14 +353,14 @@ class _Relocator:
         self._put(code, index, instruction._replace(off=new.number))
         return None
 
-    def _can_resize(self, old: _Value, new: _Value) -> bool:
+    def _can_resize(self, old: _Value, new: _Value, types: b.Types) -> bool:
         """Whether reading the field with its new size gives the same number.
 
         It does for pointers and unsigned integers, because loads extend by zeroes.
         """
-        was, now = self._btf.type(old.type_id), self._kernel.type(new.type_id)
+        was, now = self._btf.type(old.type_id), types.type(new.type_id)
         if isinstance(was, b.Int) and isinstance(now, b.Int):
-            return not was.signed and not now.signed
+            return not _is_plain_signed(was) and not _is_plain_signed(now)
         return isinstance(was, b.Ptr) and isinstance(now, b.Ptr)
 
     def _patch_load(
@@ -345,6 +394,20 @@ class _Relocator:
     def _put(self, code: bytearray, index: int, instruction: insn.Instruction) -> None:
         start = index * insn.SIZE
         code[start : start + insn.SIZE] = insn.encode(instruction, self._byteorder)
+
+
+def _is_plain_signed(found: b.Int) -> bool:
+    # libbpf compares the whole encoding: signed characters pass.
+    return found.signed and not found.is_char and not found.is_bool
+
+
+def _named_alike(local: b.Type, sources: Iterable[Searchable]) -> list[_Candidate]:
+    """The types of the same class and essential name, in the order of their ids."""
+    name = b.essential_name(local.name)
+    kinds = _ENUMS if isinstance(local, _ENUMS) else (local.__class__,)
+    return [
+        _Candidate(types, type_id) for types in sources for type_id in types.candidates(name, kinds)
+    ]
 
 
 def _missing(kind: CoreKind, local: _Access) -> str:
@@ -489,22 +552,23 @@ def _match_member(local: _Access, step: _Step, target: _Access, type_id: int) ->
     type_id, found = b.resolve(target.types, type_id)
     if not isinstance(found, b.Struct | b.Union):
         return None
-    parent = local.types.type(step.type_id)
-    assert isinstance(parent, b.Struct | b.Union)
     for index, member in enumerate(found.members):
+        if member.name and member.name != step.name:
+            continue
         depth, bit_offset = target.depth, target.bit_offset
         target.advance()
         target.bit_offset += member.bit_offset
-        if not member.name:
-            inner = _match_member(local, step, target, member.type_id)
-            if inner is not None:
-                return inner
-        elif member.name == step.name:
+        if member.name:
+            parent = local.types.type(step.type_id)
+            assert isinstance(parent, b.Struct | b.Union)
             local_type = parent.members[step.number].type_id
             if not fields_are_compatible(local.types, local_type, target.types, member.type_id):
                 return None
             target.steps.append(_Step(type_id, index, member.name))
             return member.type_id
+        inner = _match_member(local, step, target, member.type_id)
+        if inner is not None:
+            return inner
         target.depth, target.bit_offset = depth, bit_offset
     return None
 
@@ -646,9 +710,10 @@ def _leaves_match(local: b.Type, found: b.Type, behind_pointer: bool) -> bool:
         case b.Int(), b.Int():
             return local.size == found.size and local.signed == found.signed
         case ((b.Enum() | b.Enum64()), (b.Enum() | b.Enum64())):
+            if local.size != found.size or len(local.enumerators) > len(found.enumerators):
+                return False
             theirs = {b.essential_name(e.name) for e in found.enumerators}
-            ours = {b.essential_name(e.name) for e in local.enumerators}
-            return local.size == found.size and ours <= theirs
+            return all(b.essential_name(e.name) in theirs for e in local.enumerators)
         case ((b.Struct() | b.Union() | b.Fwd()), (b.Struct() | b.Union() | b.Fwd())):
             if not behind_pointer and not (isinstance(local, b.Fwd) and isinstance(found, b.Fwd)):
                 return False

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from accel.bpf.errors import ObjectError
 from accel.bpf.kinds import AttachType as At
 from accel.bpf.kinds import ProgramType as Pt
 
@@ -28,7 +27,7 @@ class Meaning(NamedTuple):
 
     Attributes:
         attach_type: None where the program type has no expected attach type.
-        target: What stands after the slash, or None.
+        target: What stands after the slash, or None when nothing does.
         flags: BPF_F_* for BPF_PROG_LOAD.
         autoload: False for `?`.
     """
@@ -171,21 +170,13 @@ _TABLE = (
 
 
 def meaning_of(section: str) -> Meaning:
-    """What SEC(section) says about the program in it.
-
-    Raises:
-        ObjectError: Nobody has given that name a meaning.
-    """
+    """What SEC(section) says about the program in it; type UNSPEC when nobody knows the name."""
     name = section.removeprefix("?")
     for row in _TABLE:
         matches, target = _match(row.pattern, name)
         if matches:
             return Meaning(row.type, row.attach_type, target, row.flags, name == section)
-    raise ObjectError(
-        f"SEC({section!r}) names no program type",
-        place=f"section {section}",
-        remedy="use one of the section names of libbpf's documentation",
-    )
+    return Meaning(Pt.UNSPEC, None, None, 0, name == section)
 
 
 def _match(pattern: str, name: str) -> tuple[bool, str | None]:
@@ -193,6 +184,5 @@ def _match(pattern: str, name: str) -> tuple[bool, str | None]:
     if pattern.endswith("+") and name == stem:
         return True, None
     if pattern != stem and name.startswith(f"{stem}/"):
-        target = name[len(stem) + 1 :]
-        return bool(target), target
+        return True, name[len(stem) + 1 :] or None
     return name == pattern, None

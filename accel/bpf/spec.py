@@ -81,7 +81,10 @@ class MapSpec:
 
 @dataclass(frozen=True, slots=True)
 class VariableSpec:
-    """One global variable: `size` bytes at `offset` in the value of the data map `map`."""
+    """One global variable: `size` bytes at `offset` of what the map `map` holds.
+
+    That is the only value of a data map, or an arena.
+    """
 
     name: str
     map: str
@@ -200,6 +203,23 @@ class LineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class JumpTable:
+    """Where indirect jumps of a program may lead.
+
+    The kernel takes it as a map of type BPF_MAP_TYPE_INSN_ARRAY that one program only can
+    use, so it is none of the object's maps; see jump_tables.py.
+
+    Attributes:
+        targets: The instruction that each slot stands for, in 8-byte units.
+        references: Loads of its address; the map they name is this.
+    """
+
+    name: str
+    targets: tuple[int, ...]
+    references: tuple[MapReference, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramSpec:
     """One program, its subprograms appended and in-object calls resolved.
 
@@ -227,6 +247,7 @@ class ProgramSpec:
     flags: int = 0
     autoload: bool = True
     extern_references: tuple[ExternReference, ...] = ()
+    jump_tables: tuple[JumpTable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,7 +277,7 @@ class ObjectSpec:
             f"{len(self.variables)} variables>"
         )
 
-    def with_max_entries(self, **sizes: int) -> ObjectSpec:
+    def with_max_entries(self, /, **sizes: int) -> ObjectSpec:
         """A copy in which the named maps hold that many entries.
 
         Raises:
@@ -268,3 +289,38 @@ class ObjectSpec:
                 raise ObjectError(f"{self.name} has no map {name!r}")
             maps[name] = replace(maps[name], max_entries=entries)
         return replace(self, maps=maps)
+
+    def with_program(
+        self,
+        name: str,
+        *,
+        type: int | None = None,
+        attach_type: int | None = None,
+        target: str | None = None,
+        flags: int | None = None,
+        autoload: bool | None = None,
+    ) -> ObjectSpec:
+        """A copy in which one program is of another kind; what is None stays as it was.
+
+        Args:
+            type: A BPF_PROG_TYPE_* number: needed where the section's name says none.
+            attach_type: A BPF_* attach type.
+            target: What it is for, as ProgramSpec.attach_target: a function, an iterator.
+            flags: BPF_F_* of BPF_PROG_LOAD, BPF_F_SLEEPABLE for one.
+            autoload: Whether load() loads it when not told otherwise.
+
+        Raises:
+            ObjectError: The object has no program of that name.
+        """
+        if name not in self.programs:
+            raise ObjectError(f"{self.name} has no program {name!r}")
+        old = self.programs[name]
+        new = replace(
+            old,
+            type=old.type if type is None else type,
+            attach_type=old.attach_type if attach_type is None else attach_type,
+            attach_target=old.attach_target if target is None else target,
+            flags=old.flags if flags is None else flags,
+            autoload=old.autoload if autoload is None else autoload,
+        )
+        return replace(self, programs={**self.programs, name: new})

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
-import signal
 import sys
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from accel.bpf import uapi
@@ -26,6 +25,7 @@ from accel.bpf.fd import Fd
 # verifier run in a worker thread does not stop the event loop.
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.mmap.restype = ctypes.c_void_p
 
 # __NR_bpf, from each architecture's syscall table.
 _NUMBERS = {
@@ -37,6 +37,18 @@ _NUMBERS = {
     "s390x": 351,
 }
 _NUMBER = _NUMBERS.get(os.uname().machine) if sys.maxsize > 2**32 else None
+
+# __NR_perf_event_open, from the same tables.
+_PERF_NUMBERS = {
+    "x86_64": 298,
+    "aarch64": 241,
+    "riscv64": 241,
+    "ppc64": 319,
+    "ppc64le": 319,
+    "s390x": 331,
+}
+_PERF_FLAG_FD_CLOEXEC = 1 << 3
+_CLONE_NEWNET = 0x40000000
 
 # "Not supported" inside the kernel (include/linux/errno.h); it was never meant
 # to reach user space and the C library has no name for it, but bpf(2) lets it out.
@@ -51,7 +63,11 @@ _CAP_BPF = 39
 # PROC_USER_INIT_INO, include/linux/proc_ns.h: the initial user namespace's inode.
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD
 
-_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+_LOCKDOWN = "/sys/kernel/security/lockdown"
+
+# include/uapi/asm-generic/mman-common.h; (void *) -1 as ctypes gives it.
+_MAP_FIXED_NOREPLACE = 0x100000
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 # Only what is always right; a wrong hint costs more than none.
 _REMEDIES = {
@@ -144,7 +160,8 @@ def missing_capabilities(effective: int) -> list[str]:
 
 def _effective_capabilities() -> int:
     try:
-        status = Path("/proc/self/status").read_text()
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+            status = file.read()
     except OSError:
         return -1  # nothing known, so nothing missing
     for line in status.splitlines():
@@ -163,7 +180,8 @@ def _in_user_namespace() -> bool:
 def _lockdown() -> str | None:
     """The active lockdown mode, or None: "none integrity [confidentiality]"."""
     try:
-        modes = _LOCKDOWN.read_text("ascii")
+        with open(_LOCKDOWN, encoding="ascii") as file:
+            modes = file.read()
     except OSError:
         return None
     return modes.partition("[")[2].partition("]")[0] or None
@@ -184,20 +202,48 @@ def map_create(attr: uapi.MapCreate, action: str) -> Fd:
     return Fd(bpf(attr, action))
 
 
-def map_lookup_elem(map: HasFileno, key: bytes, value_bytes: int, action: str) -> bytes | None:
+def map_create_log(attr: uapi.MapCreate, log_bytes: int) -> tuple[Fd | None, str]:
+    """BPF_MAP_CREATE once more, for its log: (the descriptor if it now worked, the log).
+
+    A kernel without BPF_COMMON_ATTRS takes the command for one it does not know and
+    leaves the log empty.
+    """
+    if _NUMBER is None:
+        return None, ""
+    log = (ctypes.c_char * log_bytes)()
+    common = uapi.CommonAttr(log_buf=address(log), log_size=log_bytes, log_level=1)
+    result: int = _libc.syscall(
+        ctypes.c_long(_NUMBER),
+        ctypes.c_int(attr.CMD | uapi.BPF_COMMON_ATTRS),
+        ctypes.byref(attr),
+        ctypes.c_uint(ctypes.sizeof(attr)),
+        ctypes.byref(common),
+        ctypes.c_uint(ctypes.sizeof(common)),
+    )
+    if result < 0:
+        return None, log.value.decode("utf-8", "replace")
+    return Fd(result), ""
+
+
+def map_lookup_elem(
+    map: HasFileno, key: bytes, value_bytes: int, action: str, flags: int = 0
+) -> bytes | None:
     """BPF_MAP_LOOKUP_ELEM.
 
     Args:
         key: Exactly key_size bytes.
         value_bytes: What the kernel will write: value_size, or for a per-CPU map
             value_size rounded up to 8, times the possible CPUs.
+        flags: BPF_F_LOCK or 0.
 
     Returns:
         The value, or None when the key is absent.
     """
     key_buffer = _copy(key)
     value = (ctypes.c_char * value_bytes)()
-    attr = uapi.MapLookupElem(map_fd=map.fileno(), key=address(key_buffer), value=address(value))
+    attr = uapi.MapLookupElem(
+        map_fd=map.fileno(), key=address(key_buffer), value=address(value), flags=flags
+    )
     return value.raw if _found(attr, action) else None
 
 
@@ -235,9 +281,53 @@ def map_get_next_key(map: HasFileno, key: bytes | None, key_size: int, action: s
     return next_key.raw if _found(attr, action) else None
 
 
-def map_lookup_batch(attr: uapi.MapLookupBatch, action: str) -> bool:
-    """BPF_MAP_LOOKUP_BATCH.  False when this was the last; `attr.count` says how many came."""
+def map_lookup_and_delete_elem(
+    map: HasFileno, key: bytes | None, value_bytes: int, flags: int, action: str
+) -> bytes | None:
+    """BPF_MAP_LOOKUP_AND_DELETE_ELEM; a queue or stack has no keys and wants None.
+
+    Returns:
+        The value that was there, or None.
+    """
+    key_buffer = None if key is None else _copy(key)
+    value = (ctypes.c_char * value_bytes)()
+    attr = uapi.MapLookupAndDeleteElem(
+        map_fd=map.fileno(), key=address(key_buffer), value=address(value), flags=flags
+    )
+    return value.raw if _found(attr, action) else None
+
+
+def map_push_elem(map: HasFileno, value: bytes, flags: int, action: str) -> None:
+    """BPF_MAP_UPDATE_ELEM of a map without keys."""
+    buffer = _copy(value)
+    bpf(uapi.MapUpdateElem(map_fd=map.fileno(), value=address(buffer), flags=flags), action)
+
+
+def map_peek_elem(map: HasFileno, value: bytes, action: str) -> bytes | None:
+    """BPF_MAP_LOOKUP_ELEM of a map without keys.
+
+    Args:
+        value: value_size bytes: what a bloom filter is asked about, anything for others.
+
+    Returns:
+        What is there, or None.
+    """
+    buffer = _copy(value)
+    attr = uapi.MapLookupElem(map_fd=map.fileno(), value=address(buffer))
+    return buffer.raw if _found(attr, action) else None
+
+
+def map_lookup_batch(attr: uapi.MapLookupBatch | uapi.MapLookupAndDeleteBatch, action: str) -> bool:
+    """BPF_MAP_LOOKUP(_AND_DELETE)_BATCH.  False when this was the last.
+
+    `attr.count` says how many came.
+    """
     return _found(attr, action)
+
+
+def map_write_batch(attr: uapi.MapUpdateBatch | uapi.MapDeleteBatch, action: str) -> None:
+    """BPF_MAP_{UPDATE,DELETE}_BATCH; `attr.count` says how many were done, on failure too."""
+    bpf(attr, action)
 
 
 def map_freeze(map: HasFileno, action: str) -> None:
@@ -257,6 +347,8 @@ def prog_load(attr: uapi.ProgLoad, action: str) -> Fd:
     except BpfError as error:
         if error.errno != errno.EAGAIN:
             raise
+    import signal  # its enums cost every import of this package a millisecond
+
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         return Fd(bpf(attr, action))
@@ -265,15 +357,26 @@ def prog_load(attr: uapi.ProgLoad, action: str) -> Fd:
 
 
 def prog_attach(
-    target: HasFileno, program: HasFileno, attach_type: int, flags: int, action: str
+    target: HasFileno,
+    program: HasFileno,
+    attach_type: int,
+    flags: int,
+    action: str,
+    *,
+    replace: HasFileno | None = None,
 ) -> None:
-    """BPF_PROG_ATTACH."""
+    """BPF_PROG_ATTACH.
+
+    Args:
+        replace: Whose place it takes, with BPF_F_REPLACE among the flags.
+    """
     bpf(
         uapi.ProgAttach(
             target_fd=target.fileno(),
             attach_bpf_fd=program.fileno(),
             attach_type=attach_type,
             attach_flags=flags,
+            replace_bpf_fd=0 if replace is None else replace.fileno(),
         ),
         action,
     )
@@ -289,14 +392,27 @@ def prog_detach(target: HasFileno, program: HasFileno, attach_type: int, action:
     )
 
 
-def prog_test_run(program: HasFileno, data: bytes, repeat: int, action: str) -> int:
-    """BPF_PROG_TEST_RUN on a packet of `data`; what the program returned last."""
-    buffer = _copy(data)
-    attr = uapi.ProgTestRun(
-        prog_fd=program.fileno(), data_size_in=len(data), data_in=address(buffer), repeat=repeat
-    )
+def prog_test_run(attr: uapi.ProgTestRun, action: str) -> None:
+    """BPF_PROG_TEST_RUN; what came of it is in `attr`."""
     bpf(attr, action)
-    return int(attr.retval)
+
+
+def prog_map_ids(program: HasFileno, count: int, action: str) -> tuple[int, ...]:
+    """Ids of the maps a program uses; BPF_OBJ_GET_INFO_BY_FD said how many."""
+    ids = (ctypes.c_uint32 * count)()
+    info = uapi.ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
+    _fill_info(program, info, action)
+    return tuple(ids[: info.nr_map_ids])
+
+
+def prog_bind_map(program: HasFileno, map: HasFileno, action: str) -> None:
+    """BPF_PROG_BIND_MAP: the map lives as long as the program, though no instruction uses it."""
+    bpf(uapi.ProgBindMap(prog_fd=program.fileno(), map_fd=map.fileno()), action)
+
+
+def enable_stats(kind: int, action: str) -> Fd:
+    """BPF_ENABLE_STATS: counted while the descriptor is open."""
+    return Fd(bpf(uapi.EnableStats(type=kind), action))
 
 
 def prog_query(target: HasFileno, attach_type: int, action: str) -> tuple[int, tuple[int, ...]]:
@@ -310,6 +426,11 @@ def prog_query(target: HasFileno, attach_type: int, action: str) -> tuple[int, t
     )
     bpf(attr, action)
     return int(attr.attach_flags), tuple(ids[: attr.prog_cnt])
+
+
+def prog_query_attr(attr: uapi.ProgQuery, action: str) -> None:
+    """BPF_PROG_QUERY as `attr` asks it; the answers are in `attr` and where it points."""
+    bpf(attr, action)
 
 
 def obj_pin(obj: HasFileno, path: str, action: str) -> None:
@@ -327,31 +448,35 @@ def obj_get(path: str, action: str) -> Fd:
 def obj_get_info_by_fd(obj: HasFileno, kind: type[_I], action: str) -> _I:
     """BPF_OBJ_GET_INFO_BY_FD."""
     info = kind()
+    _fill_info(obj, info, action)
+    return info
+
+
+def _fill_info(obj: HasFileno, info: uapi.Info, action: str) -> None:
     bpf(
         uapi.ObjGetInfoByFd(
             bpf_fd=obj.fileno(), info_len=ctypes.sizeof(info), info=ctypes.addressof(info)
         ),
         action,
     )
-    return info
 
 
 def get_next_id(
-    kind: type[uapi.ProgGetNextId | uapi.MapGetNextId | uapi.LinkGetNextId],
+    kind: type[uapi.ProgGetNextId | uapi.MapGetNextId | uapi.LinkGetNextId | uapi.BtfGetNextId],
     start: int,
     action: str,
 ) -> int | None:
-    """BPF_{PROG,MAP,LINK}_GET_NEXT_ID: the first id above `start`, or None."""
+    """BPF_{PROG,MAP,LINK,BTF}_GET_NEXT_ID: the first id above `start`, or None."""
     attr = kind(start_id=start)
     return int(attr.next_id) if _found(attr, action) else None
 
 
 def get_fd_by_id(
-    kind: type[uapi.ProgGetFdById | uapi.MapGetFdById | uapi.LinkGetFdById],
+    kind: type[uapi.ProgGetFdById | uapi.MapGetFdById | uapi.LinkGetFdById | uapi.BtfGetFdById],
     number: int,
     action: str,
 ) -> Fd:
-    """BPF_{PROG,MAP,LINK}_GET_FD_BY_ID."""
+    """BPF_{PROG,MAP,LINK,BTF}_GET_FD_BY_ID."""
     return Fd(bpf(kind(start_id=number), action))
 
 
@@ -377,14 +502,38 @@ def btf_load_log(data: bytes, log_bytes: int, action: str) -> tuple[Fd | None, s
         return None, log.value.decode("utf-8", "replace")
 
 
+def btf_info(btf: HasFileno, action: str) -> tuple[str, bool, int]:
+    """Of a BTF: (its name, whether it is the kernel's or a module's, its size in bytes)."""
+    name = (ctypes.c_char * 64)()  # MODULE_NAME_LEN is 56
+    info = uapi.BtfInfo(name=ctypes.addressof(name), name_len=ctypes.sizeof(name))
+    _fill_info(btf, info, action)
+    return name.value.decode("utf-8", "backslashreplace"), bool(info.kernel_btf), info.btf_size
+
+
+def btf_data(btf: HasFileno, size: int, action: str) -> bytes:
+    """The `size` bytes of a BTF, as btf_info() says."""
+    buffer = (ctypes.c_char * size)()
+    _fill_info(btf, uapi.BtfInfo(btf=ctypes.addressof(buffer), btf_size=size), action)
+    return buffer.raw
+
+
 def link_create(attr: uapi.LinkCreate, action: str) -> Fd:
     """BPF_LINK_CREATE."""
     return Fd(bpf(attr, action))
 
 
-def link_update(link: HasFileno, program: HasFileno, action: str) -> None:
-    """BPF_LINK_UPDATE: the program is exchanged atomically."""
-    bpf(uapi.LinkUpdate(link_fd=link.fileno(), new_prog_fd=program.fileno()), action)
+def link_update(
+    link: HasFileno, new: HasFileno, action: str, *, old: HasFileno | None = None
+) -> None:
+    """BPF_LINK_UPDATE: the program, or struct_ops map, is exchanged atomically.
+
+    Args:
+        old: What must be in its place now; None for whatever is.
+    """
+    attr = uapi.LinkUpdate(link_fd=link.fileno(), new_prog_fd=new.fileno())
+    if old is not None:
+        attr.flags, attr.old_prog_fd = uapi.BPF_F_REPLACE, old.fileno()
+    bpf(attr, action)
 
 
 def link_detach(link: HasFileno, action: str) -> None:
@@ -392,9 +541,85 @@ def link_detach(link: HasFileno, action: str) -> None:
     bpf(uapi.LinkDetach(link_fd=link.fileno()), action)
 
 
+def link_info(link: HasFileno, info: uapi.LinkInfo, action: str) -> None:
+    """BPF_OBJ_GET_INFO_BY_FD of a link; `info` may point to room for names."""
+    _fill_info(link, info, action)
+
+
+def raw_tracepoint_open(name: str | None, program: HasFileno, cookie: int, action: str) -> Fd:
+    """BPF_RAW_TRACEPOINT_OPEN; without a name, for what the program was loaded for."""
+    text = None if name is None else _copy(name.encode() + b"\0")
+    attr = uapi.RawTracepointOpen(name=address(text), prog_fd=program.fileno(), cookie=cookie)
+    return Fd(bpf(attr, action))
+
+
 def iter_create(link: HasFileno, action: str) -> Fd:
     """BPF_ITER_CREATE: a descriptor to read the iterator's output from, once."""
     return Fd(bpf(uapi.IterCreate(link_fd=link.fileno()), action))
+
+
+def perf_event_open(attr: uapi.PerfEventAttr, pid: int, cpu: int, action: str) -> Fd:
+    """perf_event_open(2), for a process or, with -1, all; on one CPU or, with -1, all.
+
+    Raises:
+        BpfError: The kernel said no, or the number of this system call is not known.
+    """
+    number = _PERF_NUMBERS.get(os.uname().machine) if _NUMBER is not None else None
+    if number is None:
+        raise BpfError(
+            action,
+            errno.ENOSYS,
+            remedy=f"run a 64-bit Python on one of {', '.join(_PERF_NUMBERS)}",
+        )
+    attr.size = ctypes.sizeof(attr)
+    result: int = _libc.syscall(
+        ctypes.c_long(number),
+        ctypes.byref(attr),
+        ctypes.c_int(pid),
+        ctypes.c_int(cpu),
+        ctypes.c_int(-1),
+        ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC),
+    )
+    if result < 0:
+        raise BpfError(action, ctypes.get_errno())
+    return Fd(result)
+
+
+def enter_netns(namespace: HasFileno, action: str) -> None:
+    """setns(2): this thread's network namespace is `namespace` from now on."""
+    if _libc.setns(ctypes.c_int(namespace.fileno()), ctypes.c_int(_CLONE_NEWNET)) != 0:
+        raise BpfError(action, ctypes.get_errno())
+
+
+def mmap_at(map: HasFileno, size: int, where: int, action: str) -> int:
+    """mmap(2), shared, of a map's first `size` bytes; the mmap module cannot say where.
+
+    Args:
+        where: The address it must have, which must be free; 0 lets the kernel choose.
+
+    Returns:
+        Its address, for munmap().
+    """
+    flags = mmap.MAP_SHARED | (_MAP_FIXED_NOREPLACE if where else 0)
+    result: int | None = _libc.mmap(
+        ctypes.c_void_p(where),
+        ctypes.c_size_t(size),
+        ctypes.c_int(mmap.PROT_READ | mmap.PROT_WRITE),
+        ctypes.c_int(flags),
+        ctypes.c_int(map.fileno()),
+        ctypes.c_long(0),
+    )
+    if result is None or result == _MAP_FAILED:
+        raise BpfError(action, ctypes.get_errno())
+    if where and result != where:  # before Linux 4.17 the address was only a wish
+        munmap(result, size)
+        raise BpfError(action, errno.EEXIST)
+    return result
+
+
+def munmap(where: int, size: int) -> None:
+    """munmap(2)."""
+    _libc.munmap(ctypes.c_void_p(where), ctypes.c_size_t(size))
 
 
 def _found(attr: uapi.Attr, action: str) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 from accel.bpf import uapi
+from accel.bpf.arena import Arena
 from accel.bpf.btf import Btf
 from accel.bpf.closing import Closing
 from accel.bpf.codec import Codec, codec_for
 from accel.bpf.errors import BpfError, ObjectError, ShapeError
+from accel.bpf.kinds import MapType
 from accel.bpf.map import Map
 from accel.bpf.spec import ObjectSpec, VariableSpec
 
@@ -101,7 +103,7 @@ class Variable:
 
 
 class Variables(Closing, Mapping[str, Variable]):
-    """The variables of one data map, by name; also of one opened from a pin.
+    """The variables of one data map or arena, by name; also of one opened from a pin.
 
     Does not own the map.  close() releases the mapping, and must come before or
     after the map's own, in any order.
@@ -116,7 +118,7 @@ class Variables(Closing, Mapping[str, Variable]):
         Raises:
             ShapeError: A variable lies outside the map's value.
         """
-        size = map.spec.value_size
+        size = _size(map)
         mine = [spec for spec in specs.values() if spec.map == map.spec.name]
         outside = tuple(
             f"variable {spec.name} ends at byte {spec.offset + spec.size} of {size}"
@@ -170,12 +172,12 @@ class _Memory:
 class _Mapped(_Memory):
     """A data map's value, mapped."""
 
-    def __init__(self, map: Map[bytes, bytes]) -> None:
+    def __init__(
+        self, map: Map[bytes, bytes], pages: memoryview, unmap: Callable[[], None]
+    ) -> None:
         super().__init__(map)
-        self._mapping = mmap.mmap(
-            map.fileno(), map.spec.value_size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        )
-        self._bytes = memoryview(self._mapping)
+        self._bytes = pages
+        self._unmap = unmap
 
     def read(self, offset: int, size: int) -> bytes:
         with self._bytes[offset : offset + size] as part:
@@ -194,7 +196,34 @@ class _Mapped(_Memory):
 
     def close(self) -> None:
         self._bytes.release()
-        self._mapping.close()
+        self._unmap()
+
+
+class _InArena(_Memory):
+    """An arena, mapped when a variable is first asked for.
+
+    A process maps an arena once, so whoever never asks is free to do so himself.
+    """
+
+    def __init__(self, map: Map[bytes, bytes]) -> None:
+        super().__init__(map)
+        self._mapped: _Mapped | None = None
+
+    def _memory(self) -> _Mapped:
+        if self._mapped is None:
+            arena = Arena(self._map)
+            self._mapped = _Mapped(self._map, arena.memory, arena.close)
+        return self._mapped
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._memory().read(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._memory().write(offset, data)
+
+    def close(self) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
 
 
 def _is_word(offset: int, size: int) -> bool:
@@ -203,9 +232,21 @@ def _is_word(offset: int, size: int) -> bool:
 
 def _memory(map: Map[bytes, bytes]) -> _Memory:
     """The best way to a data map's value: a frozen or old one cannot be mapped writable."""
+    if map.spec.type == MapType.ARENA:
+        return _InArena(map)
     if not map.spec.flags & uapi.BPF_F_MMAPABLE:
         return _Memory(map)
     try:
-        return _Mapped(map)
+        pages = mmap.mmap(
+            map.fileno(), _size(map), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
     except PermissionError:  # frozen, bpf_map_mmap(), kernel/bpf/syscall.c
         return _Memory(map)
+    return _Mapped(map, memoryview(pages), pages.close)
+
+
+def _size(map: Map[bytes, bytes]) -> int:
+    """Bytes that variables can be in."""
+    if map.spec.type == MapType.ARENA:
+        return map.spec.max_entries * mmap.PAGESIZE
+    return map.spec.value_size

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from accel.bpf.insn import POISON
 from accel.bpf.spec import LineInfo
 
 _INSTRUCTION = re.compile(r"\s*(\d+): \([0-9a-f]{2}\) ")
@@ -32,13 +31,16 @@ _TRACE = re.compile(
 # Complaints that end in a detail about a register say what is wrong one line before.
 _DETAIL = re.compile(r"\s*R\d+ |\t|invalid bpf_context access|BPF_EXIT instruction")
 
+# Helpers that are none: what stands where relocation failed (insn.POISON), where a map was not
+# created, where a kfunc is missing.  The same numbers as libbpf's.
+_POISON = re.compile(r"#(195896080|200[12]\d{6})\b")
+
 _FAILED = re.compile(r"Verification failed: (.+)")
 _HEADING = re.compile(r"[A-Z][A-Za-z ]*:$")
 _AT_INSTRUCTION = re.compile(r"\s*insn (\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What a verifier log boils down to.
 
     Attributes:
@@ -62,7 +64,7 @@ def find(log: str, poisoned: Mapping[int, str] | None = None) -> Finding:
     """
     finding = _find_report(log) or _find_last(log)
     reason = (poisoned or {}).get(-1 if finding.instruction is None else finding.instruction)
-    if reason is not None and str(POISON) in log:
+    if reason is not None and _POISON.search(log):
         return Finding(reason, finding.instruction)
     return finding
 

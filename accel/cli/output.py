@@ -54,9 +54,13 @@ def error(e: AccelError, *, as_json: bool = False) -> None:
     if as_json:
         document = {"error": str(e), "remedy": e.remedy}
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
-    errors.print(Text("accel: ", "bold red") + Text(str(e)))
+    errors.print(Text("accel: ", "bold red") + _lines(str(e)))
     if e.remedy:
-        errors.print(Text(f"  try: {e.remedy}"))
+        errors.print(_lines(f"  try: {e.remedy}"))
+
+
+def _lines(text: str) -> Text:
+    return Text("\n".join(map(visible, text.split("\n"))))
 
 
 def note(text: str) -> None:
@@ -67,6 +71,11 @@ def note(text: str) -> None:
 def line(text: str | Text = "") -> None:
     """One line, however long: a terminal wraps it better than we do."""
     console.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Many lines without style, as they are: rich would take a tenth of a millisecond for each."""
+    sys.stdout.writelines(f"{visible(text)}\n" for text in texts)
 
 
 Rows = Iterable[Iterable[str | Text]]
@@ -120,6 +129,13 @@ def pairs(facts: Mapping[str, str | Text]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         line(Text(f"{name:<{width}}  ", "bold") + value)
+
+
+def visible(text: str) -> str:
+    """The text without what only a terminal understands: names in files may hold anything."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(number: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import accel
 from accel.cli import check, connections, demo, run, status, switch, verify
+from accel.cli import object as bpf_object
 
 _DESCRIPTION = """\
 Removes the latency that a service-mesh sidecar adds: messages between an application and
@@ -86,6 +87,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub = verb("demo", demo.demo, "two meshed pods on this machine, before and after")
     demo.add_arguments(sub)
     _json(sub)
+
+    help = "look into a BPF object, anybody's, or load it"
+    for sub in bpf_object.add_verbs(
+        verbs.add_parser("object", help=help, description=help, allow_abbrev=False)
+    ):
+        _json(sub)
     return parser.parse_args(argv)
 
 

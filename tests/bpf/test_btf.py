@@ -15,7 +15,8 @@ from accel.bpf.btf import Btf, BtfFeature, Placement
 from accel.bpf.errors import ObjectError
 
 from . import handmade
-from .conftest import OBJECTS, Compile
+from .compilers import OBJECTS
+from .conftest import Compile
 from .handmade import Builder
 
 ALL = frozenset(BtfFeature)
@@ -135,17 +136,18 @@ def test_functions_lines_and_relocations(target: str, compiled: Compile) -> None
     }
 
     named = {
-        (name, info.index): types.type(info.type_id).name
-        for name, records in ext.func_info.items()
-        for info in records
+        (name, index): types.type(type_id).name
+        for name, rows in ext.func_info.items()
+        for index, type_id in rows
     }
     assert named == functions
     source = (OBJECTS / "calls.bpf.c").read_text().splitlines()
-    for records in ext.line_info.values():
-        for line in records:
-            assert types.string(line.file_off).endswith("calls.bpf.c")
-            assert types.string(line.line_off) == source[line.line - 1]
-    assert [r.access for r in ext.core_relocations[".text"]] == ["0:0"]
+    for rows in ext.line_info.values():
+        for _, file, text, packed in rows:
+            assert types.string(file).endswith("calls.bpf.c")
+            assert types.string(text) == source[(packed >> 10) - 1]
+    assert [types.string(access) for _, _, access, _ in ext.core_relocations[".text"]] == ["0:0"]
+    assert ext.remarks == ()
 
 
 # --- completed from the symbol table ---------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,8 @@ from accel.bpf.errors import ObjectError
 from accel.bpf.opener import open_object
 
 from . import handmade
-from .conftest import TARGETS, Compile
+from .compilers import TARGETS
+from .conftest import Compile
 from .handmade import Builder
 
 
@@ -60,6 +62,25 @@ class Nested(NamedTuple):
     y: int
     union_92: bytes
     class_: int
+
+
+class Colour(IntEnum):
+    RED = 0
+    GREEN = 5
+    BLUE = 6  # not in C, which is no contradiction
+
+
+class Negative(IntEnum):
+    MINUS = -1
+
+
+class OtherColour(IntEnum):
+    GREEN = 4
+
+
+class Painted(NamedTuple):
+    colour: Colour
+    number: int
 
 
 class Wrong(NamedTuple):
@@ -325,3 +346,44 @@ def test_types_without_values() -> None:
         codec_for(types, 3)
     with pytest.raises(ObjectError):
         codec_for(types, 5)
+
+
+def test_enums_as_the_callers_own(types: Btf) -> None:
+    colour = codec(types, "colour", Colour)
+    green = struct.pack(f"{mark(types)}I", 5)
+
+    assert colour.unpack(green) is Colour.GREEN
+    assert colour.pack(Colour.GREEN) == colour.pack(5) == green
+    assert colour.unpack(struct.pack(f"{mark(types)}I", 7)) == 7
+    negative = codec(types, "negative", Negative)
+    assert negative.unpack(negative.pack(Negative.MINUS)) is Negative.MINUS
+    with pytest.raises(ObjectError, match="it: GREEN is 5, not 4"):
+        codec(types, "colour", OtherColour)
+    with pytest.raises(ObjectError, match="it is int, not Colour"):
+        codec(types, "wide", Colour)
+
+
+def test_enums_in_records() -> None:
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    colour = builder.enum("colour", [("RED", 0), ("GREEN", 5)])
+    painted = builder.struct("painted", 8, [("colour", colour, 0), ("number", number, 32)])
+    made = codec_for(btf.parse(builder.build()), painted, Painted)
+
+    value = made.unpack(struct.pack("<II", 5, 9))
+    assert value == Painted(Colour.GREEN, 9)
+    assert value.colour is Colour.GREEN
+    assert made.pack(value) == struct.pack("<II", 5, 9)
+
+
+def test_what_the_kernel_manages_is_left_out() -> None:
+    """Locks, timers and list nodes: read as zeroes, kept on every write."""
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    lock = builder.struct("bpf_spin_lock", 4, [("val", number, 0)])
+    timer = builder.struct("bpf_timer", 16, [("opaque", number, 0)])
+    value = builder.struct("s", 24, [("lock", lock, 0), ("n", number, 32), ("timer", timer, 64)])
+    made = codec_for(btf.parse(builder.build()), value)
+
+    assert made.unpack(b"\xff" * 24) == (0xFFFFFFFF,)
+    assert made.pack((7,)) == struct.pack("<4xI16x", 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import struct
@@ -17,7 +18,8 @@ from accel.bpf.kinds import AttachType, MapType, ProgramType
 from accel.bpf.opener import open_object
 from accel.bpf.spec import ObjectSpec, ProgramSpec
 
-from .conftest import OBJECTS, Compile
+from .compilers import OBJECTS
+from .conftest import Compile
 
 
 @pytest.fixture
@@ -62,9 +64,10 @@ def test_maps_of_maps_carry_their_template(opened: ObjectSpec) -> None:
 
 @pytest.mark.parametrize("opened", ["maps"], indirect=True)
 def test_a_ring_buffer_has_no_values(opened: ObjectSpec) -> None:
-    """Linux refuses one with value_size, which __type(value) would set."""
+    """Linux refuses one with value_size, which __type(value) would set; records have the type."""
     assert opened.maps["events"].value_size == 0
-    assert opened.maps["events"].value_type_id == 0
+    assert opened.btf is not None
+    assert opened.btf.size_of(opened.maps["events"].value_type_id) == 24
 
 
 @pytest.mark.parametrize("opened", ["maps"], indirect=True)
@@ -241,6 +244,74 @@ def test_calls_the_compiler_resolved_itself(compiled: Compile) -> None:
     assert open_object(bytes(changed)).programs == open_object(data).programs
 
 
+# --- what is left out, with a remark --------------------------------------------------------
+
+
+def section_at(data: bytes, name: str) -> int:
+    """Offset of the contents of a section."""
+    parsed = elf.parse(data)
+    section = next(s for s in parsed.sections if s.name == name)
+    (headers,) = struct.unpack_from("<Q", data, 40)
+    start: int = struct.unpack_from("<Q", data, headers + section.index * 64 + 24)[0]
+    return start
+
+
+def test_malformed_types_are_left_out_where_nothing_needs_them(compiled: Compile) -> None:
+    data = bytearray(compiled("variables").read_bytes())
+    data[section_at(bytes(data), ".BTF")] ^= 0xFF
+    spec = open_object(bytes(data))
+
+    assert spec.btf is None
+    assert [r for r in spec.remarks if r.startswith("section .BTF left out: BTF header")]
+    assert spec.variables["first"].type_id == 0
+    assert spec.maps[".data"].value_type_id == 0
+    assert spec.programs["count"].func_info == ()
+
+
+def test_malformed_types_are_refused_where_maps_need_them(compiled: Compile) -> None:
+    data = bytearray(compiled("maps").read_bytes())
+    data[section_at(bytes(data), ".BTF")] ^= 0xFF
+
+    with pytest.raises(ObjectError, match="BTF header: no BTF"):
+        open_object(bytes(data))
+
+
+def test_malformed_lines_are_left_out(compiled: Compile) -> None:
+    data = bytearray(compiled("calls").read_bytes())
+    at = section_at(bytes(data), ".BTF.ext")
+    length, functions = struct.unpack_from("<II", data, at + 4)
+    # The size of a record of func_info.
+    struct.pack_into("<I", data, at + length + functions, 3)
+    program = open_object(bytes(data)).programs["first"]
+    remarks = open_object(bytes(data)).remarks
+
+    assert (program.func_info, program.line_info) == ((), ())
+    assert program.core_relocations
+    assert [r for r in remarks if "functions and lines of programs are not known" in r]
+
+
+def test_malformed_relocations_of_fields_are_refused(compiled: Compile) -> None:
+    """Without them the program would read other fields than its author meant."""
+    data = bytearray(compiled("calls").read_bytes())
+    at = section_at(bytes(data), ".BTF.ext")
+    (length,) = struct.unpack_from("<I", data, at + 4)
+    (start,) = struct.unpack_from("<I", data, at + 24)
+    struct.pack_into("<I", data, at + length + start, 3)
+
+    with pytest.raises(ObjectError, match=r"\.BTF\.ext core_relo"):
+        open_object(bytes(data))
+
+
+def test_a_section_version_of_another_size(compiled: Compile) -> None:
+    data = bytearray(compiled("variables").read_bytes())
+    at = data.index(b"\0license\0", section_at(bytes(data), ".strtab"))
+    data[at + 1 : at + 8] = b"version"
+    spec = open_object(bytes(data))
+
+    assert (spec.kernel_version, spec.license) == (0, "")
+    assert [r for r in spec.remarks if "version" in r]
+
+
 # --- sources of bytes --------------------------------------------------------------------------
 
 
@@ -259,8 +330,38 @@ def test_the_same_bytes_give_the_same_spec(compiled: Compile) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(ObjectError, match=r"open .*nothing\.o: No such file"):
+    with pytest.raises(ObjectError, match=r"nothing\.o: cannot be opened: No such file"):
         open_object(tmp_path / "nothing.o")
+
+
+def test_only_files_that_end_are_read(tmp_path: Path) -> None:
+    """Others would block, or never end; and a pipe is not even opened."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ("/dev/zero", "device"), (tmp_path, "directory"), (tmp_path / "pipe", "pipe"):
+        with pytest.raises(ObjectError, match=rf"cannot be opened: it is a {kind}"):
+            open_object(path)
+
+
+def test_a_file_larger_than_any_object(tmp_path: Path) -> None:
+    path = tmp_path / "large.o"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+    with pytest.raises(ObjectError, match=r"large\.o: larger than \d+ bytes"):
+        open_object(path)
+
+
+def test_a_path_that_cannot_be() -> None:
+    with pytest.raises(ObjectError, match="cannot be opened"):
+        open_object("no\0path")
+
+
+def test_an_error_within_another_keeps_both_places() -> None:
+    error = ObjectError("no type", place="BTF type 5", remedy="compile it").within("section .maps")
+
+    assert (error.place, error.remedy) == ("section .maps, BTF type 5", "compile it")
+    assert str(error.of("a.o")) == "a.o: section .maps, BTF type 5: no type"
+    assert (error.of("a.o").place, error.of("a.o").source) == (error.place, "a.o")
 
 
 def test_errors_name_the_file_and_the_place(tmp_path: Path, compiled: Compile) -> None:

@@ -19,7 +19,7 @@ from accel.bpf.insn import Instruction
 from accel.bpf.kernel_btf import VMLINUX, KernelBtf
 from accel.bpf.kinds import ProgramType
 from accel.bpf.opener import open_object
-from accel.bpf.relocate import Relocated, relocate, types_are_compatible
+from accel.bpf.relocate import Relocated, Relocator, Target, relocate, types_are_compatible
 from accel.bpf.spec import CoreKind, CoreRelocation, ObjectSpec, ProgramSpec
 
 from . import handmade
@@ -190,7 +190,7 @@ def test_a_type_settled_once_stays_settled() -> None:
         program(relocations[0], LOAD, LOAD._replace(off=4)), core_relocations=relocations
     )
 
-    relocated = relocate(spec, btf.parse(local.build()), btf.parse(kernel.build()), "little")
+    relocated = relocate(spec, btf.parse(local.build()), KernelBtf(kernel.build()), "little")
     assert insn.decode(relocated.instructions, "little", 1).off == 8
 
 
@@ -300,6 +300,139 @@ def test_enumerators_are_found_by_name(
 
     halves = [insn.decode(relocated.instructions, "little", i).imm & 0xFFFFFFFF for i in (0, 1)]
     assert halves[0] | halves[1] << 32 == number & (1 << 64) - 1
+
+
+# --- modules, and several programs ---------------------------------------------------------------
+
+
+def test_modules_are_asked_only_where_the_kernel_proper_has_no_such_type() -> None:
+    local = one_field("s", 0)
+    asked = []
+
+    def modules() -> list[KernelBtf]:
+        asked.append(True)
+        return [KernelBtf(Builder().build()), KernelBtf(one_field("s", 16).build())]
+
+    def field_offset(kernel: Builder) -> Relocated:
+        spec = program(CoreRelocation(0, 2, "0:0", CoreKind.FIELD_BYTE_OFFSET), LOAD)
+        target = Target(KernelBtf(kernel.build()), modules)
+        return relocate(spec, btf.parse(local.build()), target, "little")
+
+    assert first(field_offset(one_field("s", 8))).off == 8
+    # A type of that name without the field is a candidate all the same, as for libbpf.
+    assert field_offset(one_field("s", 8, field="y")).poisoned
+    assert asked == []
+    assert first(field_offset(one_field("t", 8))).off == 16
+    other = Builder()
+    other.enum("s", [("A", 1)])
+    assert first(field_offset(other)).off == 16
+    assert asked == [True, True]
+
+
+def test_the_number_and_the_size_of_a_type_in_a_module() -> None:
+    local = one_field("s", 0)
+    base = KernelBtf(Builder().build())
+    module = one_field("s", 16, size=8)
+    relocations = (
+        CoreRelocation(0, 2, "0", CoreKind.TYPE_ID_TARGET),
+        CoreRelocation(1, 2, "0:0", CoreKind.FIELD_BYTE_OFFSET),
+    )
+    spec = replace(program(relocations[0], MOVE, LOAD), core_relocations=relocations)
+    target = Target(base, lambda: [KernelBtf(module.build())])
+    relocated = relocate(spec, btf.parse(local.build()), target, "little")
+
+    assert first(relocated).imm == 2
+    load = insn.decode(relocated.instructions, "little", 1)
+    assert (load.off, load.access_size) == (16, 8)
+
+
+def test_programs_of_one_object_agree_about_a_type() -> None:
+    """Only one of the two has the field of the first program."""
+    local = Builder()
+    integer = local.integer("unsigned int", 4)
+    struct_of(local, "s", [("only", integer, 0), ("both", integer, 32)])
+    kernel = Builder()
+    integer = kernel.integer("unsigned int", 4)
+    struct_of(kernel, "s", [("both", integer, 0)])
+    struct_of(kernel, "s", [("only", integer, 0), ("both", integer, 64)])
+    kind = CoreKind.FIELD_BYTE_OFFSET
+    one = program(CoreRelocation(0, 2, "0:0", kind), LOAD)
+    other = program(CoreRelocation(0, 2, "0:1", kind), LOAD._replace(off=4))
+    types = btf.parse(local.build()), KernelBtf(kernel.build())
+
+    relocator = Relocator(*types, "little")
+    relocator.relocate(one)
+    assert first(relocator.relocate(other)).off == 8
+    assert first(relocator.relocate(other)).off == 8
+    with pytest.raises(ObjectError, match="ambiguous"):
+        relocate(other, *types, "little")
+
+
+# --- instructions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("byteorder", ["little", "big"])
+@pytest.mark.parametrize(
+    ("code", "resized"),
+    [
+        (0x61, 0x79),  # LDX
+        (0x81, 0x99),  # LDX, sign-extending
+        (0x62, 0x7A),  # ST
+        (0x63, 0x7B),  # STX
+        (0xC3, 0xDB),  # STX, atomic
+    ],
+)
+def test_every_load_and_store_is_resized(code: int, resized: int, byteorder: ByteOrder) -> None:
+    def types(size: int, byte: int) -> Builder:
+        builder = Builder(byteorder)
+        struct_of(builder, "s", [("x", builder.integer("n", size), byte * 8)])
+        return builder
+
+    instruction = LOAD._replace(code=code, imm=7)
+    relocated = run(
+        types(4, 0), types(8, 24), CoreKind.FIELD_BYTE_OFFSET, 2, "0:0", instruction,
+        byteorder=byteorder,
+    )  # fmt: skip
+    assert first(relocated, byteorder) == instruction._replace(code=resized, off=24)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "poisoned"), [(0, False), (1, True), (2, False), (3, False), (4, False)]
+)
+def test_only_plainly_signed_integers_cannot_change_size(encoding: int, poisoned: bool) -> None:
+    """As in bpf_core_calc_relo(), which compares the whole encoding."""
+    local, kernel = Builder(), Builder()
+    struct_of(local, "s", [("x", local.integer("a", 4, encoding=encoding), 0)])
+    struct_of(kernel, "s", [("x", kernel.integer("b", 2, encoding=encoding), 0)])
+    relocated = run(local, kernel, CoreKind.FIELD_BYTE_OFFSET, 2, "0:0", LOAD)
+
+    assert bool(relocated.poisoned) == poisoned
+
+
+def test_the_number_of_a_local_type_even_without_a_name() -> None:
+    local = Builder()
+    local.struct("", 4, [])
+    relocated = run(local, Builder(), CoreKind.TYPE_ID_LOCAL, 1, "0", MOVE._replace(imm=77))
+    assert first(relocated).imm == 1
+
+    for nameless in (0, 1):
+        with pytest.raises(ObjectError, match="an anonymous type cannot be looked up"):
+            run(local, Builder(), CoreKind.TYPE_EXISTS, nameless, "0", MOVE._replace(imm=1))
+
+
+def test_one_impossible_instruction_does_not_keep_the_others_from_working() -> None:
+    local = one_field("s", 0)
+    struct_of(local, "t", [("x", 1, 0)])
+    relocations = (
+        CoreRelocation(0, 2, "0:0", CoreKind.FIELD_BYTE_OFFSET),
+        CoreRelocation(1, 3, "0:0", CoreKind.FIELD_BYTE_OFFSET),
+    )
+    spec = replace(program(relocations[0], LOAD, LOAD), core_relocations=relocations)
+    kernel = KernelBtf(one_field("t", 12).build())
+    relocated = relocate(spec, btf.parse(local.build()), kernel, "little")
+
+    assert dict(relocated.poisoned) == {0: "this kernel has no struct s.x"}
+    assert insn.decode(relocated.instructions, "little", 1).off == 12
 
 
 # --- which types stand for each other ------------------------------------------------------------
@@ -463,16 +596,16 @@ def test_an_offset_too_far_for_its_instruction() -> None:
 
 
 def test_a_relocation_outside_the_program() -> None:
-    types = btf.parse(one_field("s", 0).build())
+    types = one_field("s", 0).build()
     spec = program(CoreRelocation(5, 2, "0:0", CoreKind.FIELD_BYTE_OFFSET), LOAD)
 
     with pytest.raises(ObjectError, match="outside the program"):
-        relocate(spec, types, types, "little")
+        relocate(spec, btf.parse(types), KernelBtf(types), "little")
 
 
 # --- the running kernel --------------------------------------------------------------------------
 
-needs_vmlinux = pytest.mark.skipif(not VMLINUX.exists(), reason="this kernel has no BTF")
+needs_vmlinux = pytest.mark.skipif(not Path(VMLINUX).exists(), reason="this kernel has no BTF")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from accel.bpf.errors import ObjectError
 from accel.bpf.kinds import AttachType, ProgramType
 from accel.bpf.sections import BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS, Meaning, meaning_of
 
@@ -45,8 +44,16 @@ def test_known_names(name: str, meaning: Meaning) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "?", "sockops/x", "sock", "xdp_devmap", "kprobes", "iter/", "fentry/", "maps"]
+    "name", ["", "sockops/x", "sock", "xdp_devmap", "kprobes", "maps", "lirc_mode2/raw"]
 )
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ObjectError, match="names no program type"):
-        meaning_of(name)
+def test_other_names_say_nothing(name: str) -> None:
+    """As libbpf does, so that objects with sections of other loaders open."""
+    assert meaning_of(name) == Meaning(ProgramType.UNSPEC, None, None, 0, True)
+    assert meaning_of(f"?{name}") == Meaning(ProgramType.UNSPEC, None, None, 0, False)
+
+
+@pytest.mark.parametrize("name", ["iter/", "fentry/"])
+def test_a_slash_and_no_target(name: str) -> None:
+    meaning = meaning_of(name)
+
+    assert (meaning.type, meaning.target) == (ProgramType.TRACING, None)

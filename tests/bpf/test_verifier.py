@@ -181,6 +181,15 @@ def test_what_relocation_could_not_do_is_said_in_its_words(log: str) -> None:
     assert find(log + STATISTICS, {11: reason, 20: "another"}) == Finding(reason, 11)
 
 
+@pytest.mark.parametrize("number", [2_001_000_004, 2_002_000_117])
+def test_what_was_not_created_or_found_is_named_likewise(number: int) -> None:
+    """A map, or a kfunc: libbpf's numbers for them."""
+    log = f"7: (85) call unknown#{number}\ninvalid func unknown#{number}\n"
+
+    assert find(log + STATISTICS, {7: "map big was not created"}).line == "map big was not created"
+    assert find(log.replace(str(number), "2003000000"), {7: "no"}).line != "no"
+
+
 def test_another_complaint_is_not_blamed_on_relocation() -> None:
     """Poisoned instructions are harmless where the program never goes."""
     assert find(UNINITIALISED + STATISTICS, {0: "no kernel type has it"}).line == "R0 !read_ok"

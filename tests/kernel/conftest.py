@@ -58,7 +58,8 @@ _NextId = type[uapi.MapGetNextId | uapi.ProgGetNextId | uapi.LinkGetNextId]
 _IDS: dict[uapi.Cmd, tuple[str, type[uapi.Info], _NextId]] = {
     uapi.Cmd.MAP_CREATE: ("map", uapi.MapInfo, uapi.MapGetNextId),
     uapi.Cmd.PROG_LOAD: ("program", uapi.ProgInfo, uapi.ProgGetNextId),
-    uapi.Cmd.LINK_CREATE: ("link", uapi.CgroupLinkInfo, uapi.LinkGetNextId),
+    uapi.Cmd.LINK_CREATE: ("link", uapi.LinkInfo, uapi.LinkGetNextId),
+    uapi.Cmd.RAW_TRACEPOINT_OPEN: ("link", uapi.LinkInfo, uapi.LinkGetNextId),
 }
 
 

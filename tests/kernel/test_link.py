@@ -13,18 +13,14 @@ from struct import pack
 import pytest
 
 from accel.bpf import syscall, uapi
+from accel.bpf.attach_cgroup import attach_cgroup
+from accel.bpf.attach_iter import attach_iter, read_iter
+from accel.bpf.attach_sockets import attach_sk_msg, detach_sk_msg
 from accel.bpf.errors import BpfError, ShapeError
 from accel.bpf.fd import Fd
 from accel.bpf.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.link import (
-    Link,
-    attach_cgroup,
-    attach_iter,
-    attach_sk_msg,
-    detach_sk_msg,
-    read_iter,
-)
+from accel.bpf.link import Link
 from accel.bpf.map import Map
 from accel.bpf.object import load
 from accel.bpf.opener import open_object

@@ -5,22 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
 from struct import pack
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from accel.bpf import uapi
-from accel.bpf.cpu import count_cpus, possible_cpus
-from accel.bpf.errors import BpfError, ObjectError, ShapeError
-from accel.bpf.kinds import MapType
-from accel.bpf.map import Map, kernel_name
+from accel.bpf import btf as b
+from accel.bpf import map_batch, probe, syscall, uapi
+from accel.bpf.arena import Arena
+from accel.bpf.cpu import count_cpus, list_cpus, online_cpus, possible_cpus
+from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
+from accel.bpf.fd import Fd
+from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.kinds import MapType, ProgramType
+from accel.bpf.map import BatchError, Map, Redirect, differences, iter_maps, kernel_name
+from accel.bpf.map_create import adapted
+from accel.bpf.probe import mov
 from accel.bpf.program import Program
 from accel.bpf.spec import MapSpec
+from tests.bpf.handmade import Builder
+from tests.kernel.conftest import LoadProgram
 
 pytestmark = pytest.mark.kernel
 
@@ -32,14 +42,42 @@ DATA = MapSpec(
     ".rodata", MapType.ARRAY, 4, 6, 1, uapi.BPF_F_RDONLY_PROG, contents=b"secret", frozen=True
 )
 
+DEVMAP_HASH = MapSpec("devices", MapType.DEVMAP_HASH, 4, 4, max_entries=2)
+LEAVE = Instruction(EXIT, 0, 0, 0, 0)
+LOOPBACK = 1  # interface index, in every network namespace
+
 Make = Callable[[MapSpec], Map[bytes, Any]]
+
+
+# Kinds younger than the oldest kernels these tests run on.
+SINCE = {
+    MapType.RINGBUF: (5, 8),
+    MapType.INODE_STORAGE: (5, 10),
+    MapType.TASK_STORAGE: (5, 11),
+    MapType.BLOOM_FILTER: (5, 16),
+    MapType.USER_RINGBUF: (6, 1),
+    MapType.CGRP_STORAGE: (6, 2),
+    MapType.ARENA: (6, 9),
+}
+
+
+def needs(*kinds: int) -> None:
+    for kind in kinds:
+        if kind in SINCE and probe.map_type(kind) is probe.Answer.NO:
+            kind = MapType(kind)
+            raise NotSupported(f"maps of type {kind.name}", SINCE[kind])
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """make(spec): a map that is closed after the test."""
     with ExitStack() as made:
-        yield lambda spec: made.enter_context(Map.create(spec))
+
+        def create(spec: MapSpec) -> Map[bytes, Any]:
+            needs(spec.type)
+            return made.enter_context(Map.create(spec))
+
+        yield create
 
 
 def key(number: int) -> bytes:
@@ -137,19 +175,52 @@ def test_iteration_survives_the_next_key_vanishing(make: Make) -> None:
 
 def test_iteration_gives_up_on_a_map_that_never_stands_still(make: Make) -> None:
     """Whoever replaces all keys faster than we step keeps us from the end."""
-    words = make(replace(HASH, max_entries=2))
+    devices = make(DEVMAP_HASH)  # of a kind that is walked from key to key
     fresh = iter(range(10**6))
 
     def replace_all() -> None:
-        for found in list(words.keys()):
-            words.delete(found)
+        for found in list(devices.keys()):
+            devices.delete(found)
         for _ in range(2):
-            words.update(key(next(fresh)), value(0))
+            devices.update(key(next(fresh)), key(LOOPBACK))
 
     replace_all()
-    with pytest.raises(BpfError, match=r"iterate over map words: .*EAGAIN"):  # noqa: PT012
-        for _ in words.keys():  # noqa: SIM118
+    with pytest.raises(BpfError, match=r"iterate over map devices: .*EAGAIN"):  # noqa: PT012
+        for _ in devices.keys():  # noqa: SIM118
             replace_all()
+
+
+def test_walking_from_key_to_key_survives_it_too(make: Make) -> None:
+    devices = make(replace(DEVMAP_HASH, max_entries=64))
+    for number in range(40):
+        devices.update(key(number), key(LOOPBACK))
+    order = list(devices.keys())
+    victims = set(order[1::3])
+
+    seen = []
+    for position, found in enumerate(devices.keys()):
+        if position == 0:
+            for victim in victims:
+                devices.delete(victim)
+        seen.append(found)
+
+    assert len(seen) == len(set(seen))
+    assert set(order) - victims <= set(seen)
+
+
+def test_a_large_hash_is_not_remembered_while_iterating(make: Make) -> None:
+    """Memory for some elements at a time, whatever the number of keys."""
+    if not probe.lookup_batch():
+        raise NotSupported("reading a hash in batches", (5, 6))
+    words = make(replace(HASH, max_entries=50_000))
+    words.update_batch((key(number), value(number)) for number in range(50_000))
+
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in words.keys()) == 50_000  # noqa: SIM118
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_per_cpu_values_are_tuples(make: Make) -> None:
@@ -168,6 +239,11 @@ def test_per_cpu_values_are_tuples(make: Make) -> None:
 @pytest.mark.parametrize(("text", "count"), [("0\n", 1), ("0-3", 4), ("0-3,8,10-11", 7)])
 def test_lists_of_cpus_are_counted(text: str, count: int) -> None:
     assert count_cpus(text) == count
+
+
+def test_lists_of_cpus_are_listed() -> None:
+    assert list_cpus("0-1,8,10-11\n") == (0, 1, 8, 10, 11)
+    assert set(online_cpus()) <= set(range(possible_cpus()))
 
 
 def test_a_sockhash_is_read_as_cookies(make: Make) -> None:
@@ -225,7 +301,7 @@ def test_names_are_made_to_fit(name: str, kept: bytes) -> None:
 
 
 def test_a_type_no_kernel_has_is_named() -> None:
-    with pytest.raises(BpfError, match=r"create map words: .*EINVAL") as caught:
+    with pytest.raises(BpfError, match=r"create map words, a 9999: .*EINVAL") as caught:
         Map.create(replace(HASH, type=9999))
     assert caught.value.remedy == "run a kernel with maps of type 9999: this one has none"
 
@@ -310,3 +386,497 @@ def test_it_is_readable_and_closes_once(make: Make) -> None:
     assert "closed" in repr(words)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+# --- batches -------------------------------------------------------------------------------
+
+
+def test_many_are_written_and_deleted_at_a_time(make: Make) -> None:
+    words = make(replace(HASH, max_entries=4096))
+
+    assert words.update_batch((key(n), value(n)) for n in range(3000)) == 3000
+    assert dict(words.items()) == {key(n): value(n) for n in range(3000)}
+    assert words.delete_batch(key(n) for n in range(0, 6000, 2)) == 1500
+    assert set(words.keys()) == {key(n) for n in range(1, 3000, 2)}
+    assert words.update_batch([]) == 0
+
+
+def test_a_failed_batch_says_how_much_was_done(make: Make) -> None:
+    words = make(replace(HASH, max_entries=1500))
+    with pytest.raises(
+        BatchError, match=r"update map words, after \d+ elements: .*E2BIG"
+    ) as caught:
+        words.update_batch((key(n), value(n)) for n in range(3000))
+
+    assert caught.value.done == len(list(words.keys())) == 1500
+
+
+def test_batches_obey_flags_the_kernel_has_none_for(make: Make) -> None:
+    """BPF_NOEXIST is unknown to its batches: they are then written one by one."""
+    words = make(HASH)
+    words.update(key(2), value(0))
+    with pytest.raises(BatchError, match="EEXIST") as caught:
+        words.update_batch([(key(n), value(n)) for n in range(5)], uapi.BPF_NOEXIST)
+
+    assert caught.value.done == 2
+    assert words.lookup(key(1)) == value(1)
+    assert words.lookup(key(2)) == value(0)
+
+
+def test_kinds_without_batches_are_done_one_by_one(make: Make) -> None:
+    devices = make(replace(DEVMAP_HASH, max_entries=8))
+
+    assert devices.update_batch((key(n), key(LOOPBACK)) for n in range(6)) == 6
+    assert devices.delete_batch([key(0), key(9), key(1)]) == 2
+    assert set(devices.keys()) == {key(n) for n in range(2, 6)}
+    with pytest.raises(BatchError, match="after 4 elements") as caught:
+        devices.update_batch((key(n), key(LOOPBACK)) for n in range(10, 20))
+    assert caught.value.done == 4
+    assert len(devices.lookup_batch()) == 8
+    assert len([e for chunk in devices.lookup_and_delete_batch() for e in chunk]) == 8
+    assert devices.lookup_batch() == []
+
+
+def test_taking_everything_out(make: Make) -> None:
+    words = make(replace(HASH, max_entries=4096))
+    words.update_batch((key(n), value(n)) for n in range(3000))
+
+    taken = [element for chunk in words.lookup_and_delete_batch() for element in chunk]
+
+    assert sorted(taken) == sorted((key(n), value(n)) for n in range(3000))
+    assert list(words.keys()) == []
+
+
+@pytest.mark.parametrize("spec", [HASH, DEVMAP_HASH, replace(HASH, type=MapType.LRU_HASH)])
+def test_taking_one_out(make: Make, spec: MapSpec) -> None:
+    """In one step, or in two where the kernel has none."""
+    words = make(spec)
+    held = value(5) if spec.value_size == 8 else key(LOOPBACK)
+    words.update(key(1), held)
+
+    assert words.lookup_and_delete(key(1)) == held
+    assert words.lookup_and_delete(key(1)) is None
+
+
+def test_batches_of_large_values_stay_small() -> None:
+    shape = map_batch.Shape(key_size=4, value_bytes=1 << 20, max_entries=10_000, name="large")
+    assert shape.room == 3
+
+
+# --- kinds ---------------------------------------------------------------------------------
+
+
+def test_a_queue_and_a_stack(make: Make) -> None:
+    for kind, first in ((MapType.QUEUE, 1), (MapType.STACK, 2)):
+        pile = make(MapSpec("pile", kind, 0, 4, 2))
+        assert pile.pop() is None
+        assert pile.peek() is None
+        pile.push(key(1))
+        pile.push(key(2))
+        with pytest.raises(BpfError, match=r"push to map pile: .*E2BIG"):
+            pile.push(key(3))
+        assert pile.peek() == key(first)
+        assert pile.pop() == key(first)
+        pile.push(key(4))
+        pile.push(key(5), uapi.BPF_EXIST)
+        assert {pile.pop(), pile.pop(), pile.pop()} >= {key(5), None}
+
+
+def test_a_bloom_filter(make: Make) -> None:
+    seen = make(MapSpec("seen", MapType.BLOOM_FILTER, 0, 4, 100, map_extra=3))
+    seen.push(key(7))
+
+    assert seen.may_contain(key(7))
+    assert sum(seen.may_contain(key(n)) for n in range(1000, 1100)) < 50
+    assert seen.info().map_extra == 3
+
+
+def test_a_trie(make: Make) -> None:
+    """A key is the prefix's length in bits, then its bytes."""
+    routes = make(MapSpec("routes", MapType.LPM_TRIE, 8, 8, 16, uapi.BPF_F_NO_PREALLOC))
+    routes.update(pack("=I4B", 8, 10, 0, 0, 0), value(1))
+    routes.update(pack("=I4B", 16, 10, 1, 0, 0), value(2))
+
+    assert routes.lookup(pack("=I4B", 32, 10, 1, 2, 3)) == value(2)
+    assert routes.lookup(pack("=I4B", 32, 10, 9, 2, 3)) == value(1)
+    assert len(routes.lookup_batch()) == 2
+    assert routes.lookup_and_delete(pack("=I4B", 16, 10, 1, 0, 0)) == value(2)
+
+
+def test_programs_go_in_and_ids_come_out(make: Make, load_program: LoadProgram) -> None:
+    program = load_program(ProgramType.SOCKET_FILTER, mov(0, 0), LEAVE)
+    programs = make(MapSpec("programs", MapType.PROG_ARRAY, 4, 4, 3))
+    programs.update(key(1), program)
+    typed = programs.typed()
+
+    assert programs.lookup(key(1)) == pack("=I", program.id)
+    assert typed.lookup(1) == program.id
+    assert typed.lookup(2) is None
+    typed.update(2, program)
+    assert dict(typed.items()) == {1: program.id, 2: program.id}
+    assert typed.delete(1)
+    with pytest.raises(ValueError, match="value of map programs: None has no descriptor"):
+        typed.update(1, None)
+
+
+def test_maps_of_maps_hand_out_their_maps(make: Make) -> None:
+    words = make(HASH)
+    for kind in (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS):
+        outer = make(MapSpec("outer", kind, 4, 4, 2, inner=replace(HASH, name="inner")))
+        outer.update(key(1), words)
+
+        assert outer.lookup(key(1)) == pack("=I", words.info().id)
+        with outer.inner(key(1)) as found:  # type: ignore[union-attr]
+            assert found.info().id == words.info().id
+            found.update(key(5), value(6))
+        assert words.lookup(key(5)) == value(6)
+        assert outer.inner(key(0)) is None
+    with pytest.raises(BpfError, match="HASH holds no maps"):
+        words.inner(key(1))
+
+
+def test_inner_maps_are_typed_as_their_template_is() -> None:
+    types, number = _integers()
+    inner = replace(HASH, value_size=4, key_type_id=number, value_type_id=number)
+    outer = MapSpec("outer", MapType.HASH_OF_MAPS, 4, 4, 2, inner=inner)
+    with Map.create(outer, btf=types) as maps, Map.create(inner, btf=types) as one:
+        maps.update(key(3), one)
+        with maps.inner(key(3)) as found:  # type: ignore[union-attr]
+            found.typed().update(1, 2)
+        assert one.typed().lookup(1) == 2
+
+
+def test_maps_of_maps_need_a_template() -> None:
+    with pytest.raises(BpfError) as caught:
+        Map.create(MapSpec("outer", MapType.HASH_OF_MAPS, 4, 4, 2))
+    assert caught.value.remedy == "say what maps it holds: its spec has no `inner`"
+
+
+def test_cgroups_and_devices_and_cpus(make: Make, cgroup: Path) -> None:
+    groups = make(MapSpec("groups", MapType.CGROUP_ARRAY, 4, 4, 2))
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        groups.typed().update(0, directory)
+    finally:
+        os.close(directory)
+    devices = make(MapSpec("devices", MapType.DEVMAP, 4, 8, 2)).typed()
+    devices.update(1, (LOOPBACK, 0))
+    plain = make(MapSpec("devices", MapType.DEVMAP, 4, 4, 2)).typed()
+    plain.update(0, LOOPBACK)
+    cpus = make(MapSpec("cpus", MapType.CPUMAP, 4, 8, possible_cpus())).typed()
+    cpus.update(0, Redirect(192))
+
+    assert devices.lookup(1) == Redirect(LOOPBACK, 0)
+    assert plain.lookup(0) == LOOPBACK
+    assert cpus.lookup(0) == Redirect(target=192, program=0)
+
+
+def test_a_sockmap_takes_sockets(make: Make) -> None:
+    sockets = make(MapSpec("sockets", MapType.SOCKMAP, 4, 8, 2)).typed()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        sockets.update(1, client)
+        cookie = client.getsockopt(socket.SOL_SOCKET, 57, 8)
+
+        assert sockets.lookup(1) == int.from_bytes(cookie, "little")
+    small = make(replace(SOCKHASH, value_size=4))
+    with pytest.raises(
+        BpfError, match=r"a SOCKHASH tells a socket's cookie only if .* is 8: .*ENOSPC"
+    ):
+        small.lookup(bytes(8))
+
+
+def test_storages_are_keyed_by_descriptors(cgroup: Path, tmp_path: Path) -> None:
+    types, number = _integers()
+    with ExitStack() as held:
+        btf_fd = held.enter_context(_loaded(types))
+        directory = held.enter_context(Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)))
+        process = held.enter_context(Fd(os.pidfd_open(os.getpid())))
+        file = held.enter_context((tmp_path / "file").open("w"))
+        udp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        owners: dict[MapType, Any] = {
+            MapType.SK_STORAGE: udp,
+            MapType.TASK_STORAGE: process,
+            MapType.INODE_STORAGE: file,
+            MapType.CGRP_STORAGE: directory,
+        }
+        needs(*owners)
+        for kind, owner in owners.items():
+            spec = MapSpec("notes", kind, 4, 4, 0, uapi.BPF_F_NO_PREALLOC, 0, None, number, number)
+            notes = held.enter_context(Map.create(spec, btf=types, btf_fd=btf_fd))
+            typed = notes.typed()
+            typed.update(owner, 42)
+            assert typed.lookup(owner) == 42
+            assert notes.lookup(owner) == key(42)
+            assert typed.delete(owner.fileno())
+            assert typed.lookup(owner) is None
+            with pytest.raises(BpfError, match=f"{kind.name} cannot be walked from user space"):
+                list(typed.keys())
+
+
+def test_an_arena_is_memory() -> None:
+    needs(MapType.ARENA)
+    spec = MapSpec("arena", MapType.ARENA, 0, 0, 16, contents=b"hello")
+    with Map.create(spec, contents_offset=4096) as shared:
+        with Arena(shared) as arena:
+            assert arena.address == shared.spec.map_extra != 0
+            assert bytes(arena.memory[4096:4101]) == b"hello"
+            arena.memory[0:2] = b"ab"
+            left = arena.memory[:2]
+        with pytest.raises(ValueError, match="released"):
+            arena.memory[0]
+        assert bytes(left) == b"ab"
+        left.release()
+        with Arena(shared) as again:
+            assert bytes(again.memory[:2]) == b"ab"
+            assert repr(again) == f"<Arena of 65536 bytes at {arena.address:#x}>"
+        with pytest.raises(BpfError, match="ERANGE"):
+            Map.create(spec, contents_offset=16 * 4096)
+
+
+def test_an_arena_where_its_definition_says(make: Make) -> None:
+    shared = make(MapSpec("arena", MapType.ARENA, 0, 0, 4, map_extra=0x1_2345_0000_000))
+    with Arena(shared) as arena:
+        assert arena.address == 0x1_2345_0000_000
+        with Arena(shared) as again:
+            arena.memory[1] = 7
+            assert again.memory[1] == 7
+        other = make(replace(shared.spec, name="other"))
+        with pytest.raises(BpfError, match=r"map arena other into memory: .*EEXIST"):
+            Arena(other)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MapSpec("test", MapType.STACK_TRACE, 4, 80, 4),
+        MapSpec("test", MapType.XSKMAP, 4, 4, 4),
+        MapSpec("test", MapType.REUSEPORT_SOCKARRAY, 4, 8, 4),
+        MapSpec("test", MapType.CGROUP_STORAGE, 16, 8, 0),
+        MapSpec("test", MapType.PERCPU_CGROUP_STORAGE, 16, 8, 0),
+        MapSpec("test", MapType.LRU_PERCPU_HASH, 4, 8, 4),
+        MapSpec("test", MapType.PERCPU_HASH, 4, 8, 4),
+    ],
+    ids=lambda spec: MapType(spec.type).name,
+)
+def test_kinds_that_programs_fill_are_read(make: Make, spec: MapSpec) -> None:
+    empty = make(spec)
+
+    assert list(empty.keys()) in ([], [key(n) for n in range(4)])
+    if spec.type != MapType.XSKMAP:
+        assert empty.lookup(bytes(spec.key_size)) is None
+        assert empty.lookup_batch() == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "use", "message"),
+    [
+        (MapSpec("m", MapType.QUEUE, 0, 4, 1), lambda m: m.lookup(b""), "a QUEUE has no keys"),
+        (MapSpec("m", MapType.STACK, 0, 4, 1), lambda m: list(m.keys()), "a STACK has no keys"),
+        (MapSpec("m", MapType.QUEUE, 0, 4, 1), lambda m: m.may_contain(key(1)), "peek() or pop()"),
+        (MapSpec("m", MapType.BLOOM_FILTER, 0, 4, 1), lambda m: m.pop(), "use may_contain()"),
+        (MapSpec("m", MapType.BLOOM_FILTER, 0, 4, 1), lambda m: m.peek(), "use may_contain()"),
+        (MapSpec("m", MapType.BLOOM_FILTER, 0, 4, 1), lambda m: m.delete(b""), "no keys: use push"),
+        (RINGBUF, lambda m: m.update(b"", b""), "a RINGBUF is a stream of records"),
+        (RINGBUF, lambda m: list(m.items()), "read them with RingBuffer"),
+        (HASH, lambda m: m.push(value(1)), "a HASH has keys"),
+        (HASH, lambda m: m.pop(), "a HASH has keys"),
+        (HASH, lambda m: m.may_contain(value(1)), "a HASH has keys"),
+        (PER_CPU, lambda m: m.delete(key(0)), "a PERCPU_ARRAY keeps all its elements"),
+        (PER_CPU, lambda m: m.delete_batch([key(0)]), "keeps all its elements"),
+        (PER_CPU, lambda m: m.lookup_and_delete(key(0)), "keeps all its elements"),
+        (PER_CPU, lambda m: list(m.lookup_and_delete_batch()), "keeps all its elements"),
+        (
+            MapSpec("m", MapType.STACK_TRACE, 4, 80, 4),
+            lambda m: m.update(key(0), bytes(80)),
+            "a STACK_TRACE is written by programs alone",
+        ),
+        (
+            MapSpec("m", MapType.PERF_EVENT_ARRAY, 4, 4, 1),
+            lambda m: m.lookup(key(0)),
+            "read its records with PerfBuffer",
+        ),
+        (
+            MapSpec("m", MapType.CGROUP_ARRAY, 4, 4, 1),
+            lambda m: m.lookup(key(0)),
+            "a CGROUP_ARRAY does not tell what it holds",
+        ),
+        (
+            MapSpec("m", MapType.XSKMAP, 4, 4, 1),
+            lambda m: m.lookup(key(0)),
+            "an XSKMAP does not tell what it holds",
+        ),
+        (
+            MapSpec("m", MapType.ARENA, 0, 0, 1),
+            lambda m: m.lookup(b""),
+            "an ARENA is memory: map it with Arena",
+        ),
+    ],
+)
+def test_what_a_kind_cannot_do_is_said_by_name(
+    make: Make, spec: MapSpec, use: Callable[[Map[Any, Any]], object], message: str
+) -> None:
+    with pytest.raises(BpfError) as caught:
+        use(make(spec))
+    assert message in str(caught.value)
+
+
+def test_record_types_never_reach_the_kernel() -> None:
+    """They are for readers; the kernel refuses a ring buffer with a value size or type."""
+    types, number = _integers()
+    with _loaded(types) as btf_fd:
+        for kind in (MapType.RINGBUF, MapType.USER_RINGBUF, MapType.PERF_EVENT_ARRAY):
+            needs(kind)
+            spec = MapSpec("events", kind, 0, 12, 0, value_type_id=number)
+            with Map.create(spec, btf=types, btf_fd=btf_fd) as events:
+                assert events.info().btf_id == 0
+                assert events.record_codec().unpack(key(3)) == 3
+                assert differences(events.info(), spec) == ()
+
+
+def test_a_perf_event_array_has_room_for_every_cpu(make: Make) -> None:
+    events = make(MapSpec("events", MapType.PERF_EVENT_ARRAY, 0, 0, 0))
+    assert events.info().max_entries == possible_cpus()
+
+
+# --- types ---------------------------------------------------------------------------------
+
+
+def _integers() -> tuple[b.Btf, int]:
+    builder = Builder()
+    number = builder.integer("int", 4, signed=True)
+    return b.parse(builder.build()), number
+
+
+def _loaded(types: b.Btf) -> Fd:
+    return syscall.btf_load(types.sanitised(frozenset(b.BtfFeature)), "load BTF for a test")
+
+
+class Colour(IntEnum):
+    RED = 0
+    GREEN = 5
+
+
+class Point(NamedTuple):
+    x: int
+    colour: Colour
+
+
+@pytest.fixture
+def points() -> Iterator[Map[bytes, Any]]:
+    """A hash of struct point, which the kernel has the types of; and of the process, no more."""
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    colour = builder.enum("colour", [("RED", 0), ("GREEN", 5)])
+    point = builder.struct("point", 8, [("x", number, 0), ("colour", colour, 32)])
+    types = b.parse(builder.build())
+    spec = replace(HASH, name="points", key_type_id=number, value_type_id=point)
+    with _loaded(types) as btf_fd, Map.create(spec, btf_fd=btf_fd) as made:
+        yield made
+
+
+def test_a_foreign_map_is_typed_by_the_kernels_own_copy(
+    points: Map[bytes, Any], bpffs: Path
+) -> None:
+    points.pin(bpffs / "points")
+    with (
+        Map.from_pin(bpffs / "points") as pinned,
+        Map.from_id(points.info().id) as numbered,
+    ):
+        pinned.typed().update(1, (7, 5))
+
+        assert numbered.typed().lookup(1) == (7, 5)
+        assert repr(numbered.typed().lookup(1)) == "point(x=7, colour=5)"
+        assert points.typed(value_record=Point).lookup(1) == Point(7, Colour.GREEN)
+
+
+def test_per_cpu_values_are_typed() -> None:
+    types, number = _integers()
+    spec = replace(PER_CPU, value_size=4, key_type_id=number, value_type_id=number)
+    with Map.create(spec, btf=types) as counts:
+        typed = counts.typed()
+        typed.update(1, tuple(range(possible_cpus())))
+
+        assert typed.lookup(1) == tuple(range(possible_cpus()))
+        assert dict(typed.lookup_batch())[0] == (0,) * possible_cpus()
+
+
+def test_values_with_locks() -> None:
+    """The lock is no part of the record, and BPF_F_LOCK is for such values only."""
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    lock = builder.struct("bpf_spin_lock", 4, [("val", number, 0)])
+    pair = builder.struct("pair", 12, [("lock", lock, 0), ("a", number, 32), ("b", number, 64)])
+    types = b.parse(builder.build())
+    spec = MapSpec("pairs", MapType.HASH, 4, 12, 8, key_type_id=number, value_type_id=pair)
+    with (
+        _loaded(types) as btf_fd,
+        Map.create(spec, btf=types, btf_fd=btf_fd) as pairs,
+        Map.create(HASH) as words,
+    ):
+        typed = pairs.typed()
+        typed.update(1, (2, 3), uapi.BPF_NOEXIST)
+        typed.update(1, (4, 5), uapi.BPF_EXIST | uapi.BPF_F_LOCK)
+        assert typed.lookup(1, uapi.BPF_F_LOCK) == (4, 5)
+        assert typed.update_batch([(2, (6, 7))], uapi.BPF_F_LOCK) == 1
+        assert dict(typed.lookup_batch(uapi.BPF_F_LOCK)) == {1: (4, 5), 2: (6, 7)}
+        with pytest.raises(BpfError, match="EINVAL"):
+            words.lookup(key(1), uapi.BPF_F_LOCK)
+
+
+# --- what the kernel says ------------------------------------------------------------------
+
+
+def test_what_the_kernel_says(points: Map[bytes, Any], make: Make) -> None:
+    info = points.info()
+    frozen = make(DATA).info()
+
+    assert (info.key_type_id, info.value_type_id) == (1, 3)
+    assert info.btf_id > 0
+    assert info.is_frozen is False
+    assert info.memory_bytes is not None
+    assert info.memory_bytes > 0
+    assert frozen.is_frozen is True
+    assert frozen.btf_id == 0
+
+
+def test_all_maps_of_the_machine(make: Make) -> None:
+    mine = {make(HASH).info().id, make(PER_CPU).info().id}
+    found = {info.id: info.name for info in iter_maps() if info.id in mine}
+
+    assert sorted(found.values()) == ["counts", "words"]
+    with pytest.raises(BpfError, match=r"open the map with id \d+: .*ENOENT"):
+        Map.from_id(2**31)
+
+
+def test_what_the_kernel_adds_is_no_difference(make: Make) -> None:
+    for spec in (
+        MapSpec("devices", MapType.DEVMAP, 4, 4, 2),
+        DEVMAP_HASH,
+        MapSpec("recent", MapType.LRU_HASH, 4, 4, 101, uapi.BPF_F_NO_COMMON_LRU),
+        MapSpec("seen", MapType.BLOOM_FILTER, 0, 4, 100, map_extra=3),
+        MapSpec("readable", MapType.HASH, 4, 4, 1, uapi.BPF_F_RDONLY),
+        MapSpec("events", MapType.PERF_EVENT_ARRAY, 0, 0, 0),
+        MapSpec("arena", MapType.ARENA, 0, 0, 1),
+    ):
+        assert differences(make(spec).info(), spec) == ()
+
+
+def test_map_extra_is_a_difference(make: Make) -> None:
+    seen = make(MapSpec("seen", MapType.BLOOM_FILTER, 0, 4, 100, map_extra=3))
+    other = MapSpec("seen", MapType.BLOOM_FILTER, 0, 4, 100, map_extra=4)
+
+    assert differences(seen.info(), other) == ("map_extra is 0x3, expected 0x4",)
+
+
+def test_maps_open_by_id_may_be_checked(make: Make) -> None:
+    words = make(HASH)
+    with pytest.raises(ShapeError, match="key_size is 4, expected 8"):
+        Map.from_id(words.info().id, spec=replace(HASH, key_size=8))
+
+
+def test_adapting_twice_changes_nothing() -> None:
+    for spec in (RINGBUF, DATA, PER_CPU, MapSpec("e", MapType.PERF_EVENT_ARRAY, 0, 8, 0)):
+        assert adapted(adapted(spec)) == adapted(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -14,12 +15,18 @@ from typing import NamedTuple
 import pytest
 
 from accel.bpf import btf as b
+from accel.bpf import probe, syscall
+from accel.bpf.attach_cgroup import attach_cgroup
+from accel.bpf.attach_iter import attach_iter, read_iter
+from accel.bpf.attach_sockets import attach_sk_msg
+from accel.bpf.btf import BtfFeature
 from accel.bpf.errors import BpfError, ObjectError, ShapeError, VerifierRejected
-from accel.bpf.kernel_btf import KernelBtf
-from accel.bpf.link import attach_cgroup, attach_iter, attach_sk_msg, read_iter
+from accel.bpf.fd import Fd
+from accel.bpf.kernel import Kernel
 from accel.bpf.map import Map
-from accel.bpf.object import Object, load, with_maps
+from accel.bpf.object import Object, load
 from accel.bpf.opener import open_object
+from accel.bpf.operands import put_maps
 from accel.bpf.ringbuf import RingBuffer
 from accel.bpf.spec import MapReference, ObjectSpec
 from accel.bpf.variable import with_variables
@@ -99,9 +106,12 @@ def test_it_does_its_work(obj: Object, cgroup: Path) -> None:
     assert sum(counts) == 2
 
 
-def test_the_kernels_types_may_be_lent(spec: ObjectSpec) -> None:
-    with KernelBtf.open() as kernel, load(spec, kernel_btf=kernel, programs=["list"]) as obj:
-        assert set(obj.programs) == {"list"}
+def test_the_kernel_may_be_lent(spec: ObjectSpec) -> None:
+    with Kernel() as kernel:
+        with load(spec, kernel=kernel, programs=["list"]) as obj:
+            assert set(obj.programs) == {"list"}
+        with load(spec, kernel=kernel, programs=["list"]) as again:
+            assert again.programs["list"].tag
 
 
 def test_only_what_is_asked_for_is_loaded(spec: ObjectSpec) -> None:
@@ -165,8 +175,11 @@ def test_an_iterator_no_kernel_has_is_named(spec: ObjectSpec) -> None:
         load(spec, programs=["nowhere"])
 
 
-def test_bad_types_are_refused_with_the_kernels_reason(spec: ObjectSpec) -> None:
-    """A struct whose member lies outside of it passes our reader, not the kernel's."""
+def test_types_the_kernel_refuses_are_done_without(spec: ObjectSpec) -> None:
+    """A struct whose member lies outside of it passes our reader, not the kernel's.
+
+    Maps and programs work all the same, and a remark has the kernel's reason.
+    """
     assert spec.btf is not None
     key = spec.btf.find("key", b.Struct)
     assert key is not None
@@ -174,8 +187,10 @@ def test_bad_types_are_refused_with_the_kernels_reason(spec: ObjectSpec) -> None
     size = raw.index(_header_of(spec.btf, "key")) + 8
     raw[size : size + 4] = (4).to_bytes(4, spec.byteorder)
 
-    with pytest.raises(BpfError, match=r"load the BTF of loading: .*Member"):
-        load(replace(spec, btf=b.parse(bytes(raw))))
+    with load(replace(spec, btf=b.parse(bytes(raw))), programs=["track"]) as obj:
+        assert any("load the BTF of loading: " in remark for remark in obj.remarks)
+        assert any("Member" in remark for remark in obj.remarks)
+        assert obj.programs["track"].info().btf_id == 0
 
 
 def _header_of(btf: b.Btf, name: str) -> bytes:
@@ -185,6 +200,35 @@ def _header_of(btf: b.Btf, name: str) -> bytes:
     strings = int.from_bytes(btf.raw[16:20], btf.byteorder) + header_bytes
     words = (offset - strings, 4 << 24 | 2, 8)
     return b"".join(word.to_bytes(4, btf.byteorder) for word in words)
+
+
+def test_an_older_kernel_gets_types_in_older_words(
+    spec: ObjectSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it knows is asked only once it has refused."""
+    assert spec.btf is not None
+    known = frozenset({BtfFeature.FUNC})
+    older = spec.btf.sanitised(known)
+    load_into_kernel = syscall.btf_load
+
+    def btf_load(data: bytes, action: str) -> Fd:
+        if data != older:
+            raise BpfError(action, errno.EINVAL)
+        return load_into_kernel(data, action)
+
+    monkeypatch.setattr(probe, "btf_features", lambda: known)
+    monkeypatch.setattr(syscall, "btf_load", btf_load)
+    with load(spec, programs=["track"]) as obj:
+        assert obj.remarks == ()
+        assert obj.programs["track"].info().btf_id
+
+
+def test_constants_live_with_every_program(spec: ObjectSpec) -> None:
+    """Also with one that has none left in its instructions, so that tools find them."""
+    assert {reference.map for reference in spec.programs["pass"].map_references} == {".data"}
+    with load(spec, programs=["pass"]) as obj:
+        expected = {obj.maps[name].info().id for name in (".data", ".rodata")}
+        assert set(obj.programs["pass"].map_ids()) == expected
 
 
 def test_an_object_may_lack_types(spec: ObjectSpec) -> None:
@@ -211,15 +255,24 @@ def test_closing_twice_is_fine(spec: ObjectSpec) -> None:
 
 def test_descriptors_go_where_references_point(spec: ObjectSpec) -> None:
     """The map itself in the first slot, the offset in its value in the second."""
-    load_twice = bytes([0x18]) + bytes(15)
+    code = bytearray((bytes([0x18]) + bytes(15)) * 2)
     with Map.create(spec.maps["sockets"]) as mine:
-        code = with_maps(
-            load_twice * 2,
-            (MapReference(0, "sockets", None), MapReference(2, "sockets", 12)),
-            {"sockets": mine},
-        )
+        references = (MapReference(0, "sockets", None), MapReference(2, "sockets", 12))
+        poisoned = put_maps(code, references, {"sockets": mine}, ["sockets"])
         number = mine.fileno().to_bytes(4, sys.byteorder)
 
+    assert poisoned == {}
     assert code[4:8] == code[20:24] == number
     assert code[12:16] == bytes(4)
     assert code[28:32] == (12).to_bytes(4, sys.byteorder)
+
+
+def test_a_map_that_is_not_created_is_named(spec: ObjectSpec) -> None:
+    """As long as no instruction that runs refers to it, it is not missed."""
+    maps = {**spec.maps, "inserted": replace(spec.maps["inserted"], autocreate=False)}
+    without = replace(spec, maps=maps)
+    with load(without, programs=["pass"]) as obj:
+        assert "inserted" not in obj.maps
+    with pytest.raises(VerifierRejected) as caught:
+        load(without, programs=["track"])
+    assert caught.value.line == "map inserted is referred to, but was not created"

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import errno
+import struct
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from accel.bpf import prog_load, syscall, uapi
 from accel.bpf.errors import BpfError, VerifierRejected
-from accel.bpf.insn import CALL, EXIT, POISON, Instruction
-from accel.bpf.kinds import AttachType, ProgramType
+from accel.bpf.fd import Fd
+from accel.bpf.insn import CALL, EXIT, LD_IMM64, POISON, PSEUDO_MAP_FD, Instruction
+from accel.bpf.kinds import AttachType, MapType, ProgramType
+from accel.bpf.map import Map
 from accel.bpf.probe import assemble, mov
-from accel.bpf.program import Program
-from accel.bpf.spec import ProgramSpec
+from accel.bpf.program import Program, bpf_stats, iter_programs
+from accel.bpf.sections import BPF_F_SLEEPABLE
+from accel.bpf.spec import MapSpec, ProgramSpec
 from tests.kernel.conftest import LoadProgram
 
 pytestmark = pytest.mark.kernel
@@ -52,6 +59,106 @@ def test_a_program_runs_by_hand(load_program: LoadProgram) -> None:
     program = load_program(ProgramType.SOCKET_FILTER, mov(0, 7), LEAVE)
 
     assert program.test_run() == 7
+    assert program.run(bytes(60), repeat=100).data == bytes(60)
+
+
+def test_a_run_shows_what_became_of_packet_and_context(load_program: LoadProgram) -> None:
+    """r0 = skb->mark; skb->mark = 9"""
+    mark = 8  # offset in struct __sk_buff
+    program = load_program(
+        ProgramType.SCHED_CLS,
+        Instruction(0x61, 0, 1, mark, 0),
+        mov(2, 9),
+        Instruction(0x63, 1, 2, mark, 0),
+        LEAVE,
+    )
+    context = bytearray(192)
+    context[mark] = 5
+
+    run = program.run(bytes(range(64)), context=bytes(context))
+
+    assert run.retval == 5
+    assert run.data == bytes(range(64))
+    assert len(run.context) == 192
+    assert run.context[mark : mark + 4] == (9).to_bytes(4, sys.byteorder)
+
+
+def test_arguments_of_a_raw_tracepoint_are_its_context(load_program: LoadProgram) -> None:
+    program = load_program(
+        ProgramType.RAW_TRACEPOINT, Instruction(0x79, 0, 1, 8, 0), LEAVE, name="second"
+    )
+
+    run = program.run(context=struct.pack("=QQ", 1, 77), cpu=0)
+
+    assert (run.retval, run.data) == (77, b"")
+
+
+def test_a_syscall_program_works_on_its_context() -> None:
+    """*(u64 *)ctx = 6"""
+    code = assemble(Instruction(0x7A, 1, 0, 0, 6), mov(0, 3), LEAVE)
+    spec = ProgramSpec(
+        "six", "syscall", ProgramType.SYSCALL, None, None, code, flags=BPF_F_SLEEPABLE
+    )
+
+    with Program.load(spec, code, license="GPL") as program:
+        run = program.run(context=bytes(8))
+
+    assert (run.retval, run.context) == (3, struct.pack("=Q", 6))
+
+
+def test_some_kinds_cannot_be_run_by_hand(load_program: LoadProgram) -> None:
+    program = load_program(ProgramType.SK_MSG, *PASS)
+
+    with pytest.raises(BpfError, match="run program test") as caught:
+        program.run()
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_runs_are_counted_while_somebody_asks(load_program: LoadProgram) -> None:
+    """Others on this machine may be asking as well, so that it may never be off."""
+    program = load_program(ProgramType.SOCKET_FILTER, *PASS)
+    with bpf_stats():
+        before = program.info().run_count
+        program.run(repeat=40)
+        info = program.info()
+
+    assert info.run_count == before + 40
+    assert info.run_time_ns > 0
+    assert info.recursion_misses == 0
+
+
+def test_the_kernel_tells_more_of_it(load_program: LoadProgram) -> None:
+    info = load_program(ProgramType.SOCKET_FILTER, *PASS).info()
+
+    assert info.xlated_bytes == 16
+    assert info.verified_insns == 2
+    assert info.gpl_compatible
+    assert info.uid == 0
+    assert 0 < info.load_time_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert info.map_count == info.btf_id == info.attach_btf_id == 0
+
+
+def test_its_maps_are_known_by_number(load_program: LoadProgram) -> None:
+    spec = MapSpec("numbers", MapType.ARRAY, 4, 4, 1)
+    with Map.create(spec) as numbers:
+        program = load_program(
+            ProgramType.SOCKET_FILTER,
+            Instruction(LD_IMM64, 2, PSEUDO_MAP_FD, 0, numbers.fileno()),
+            Instruction(0, 0, 0, 0, 0),
+            *PASS,
+        )
+
+        assert program.map_ids() == (numbers.info().id,)
+
+
+def test_a_program_is_opened_by_its_number(load_program: LoadProgram) -> None:
+    program = load_program(ProgramType.SOCK_OPS, *PASS, name="track")
+    with Program.from_id(program.id) as again:
+        assert again.tag == program.tag
+        assert again.name == "track"
+        assert again.info() in list(iter_programs())
+    with pytest.raises(BpfError, match="open program 4294967290"):
+        Program.from_id(0xFFFFFFFA)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +226,73 @@ def test_a_pin_outlives_its_program(load_program: LoadProgram, bpffs: Path) -> N
         assert again.id == number
         assert again.name == "track"
         assert again.type == ProgramType.SOCK_OPS
+
+
+# --- older kernels: bpf(2) as it would answer there ------------------------------------------
+
+
+class Older:
+    """Between us and the kernel: refuses what a kernel without some fields refuses.
+
+    It is the running kernel that verifies; only the refusal is made up, in its words.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, *lacking: str) -> None:
+        self.asked: list[dict[str, object]] = []
+        self._number = number
+        self._lacking = lacking
+        self._load = syscall.prog_load
+        monkeypatch.setattr(syscall, "prog_load", self.prog_load)
+
+    def prog_load(self, attr: uapi.ProgLoad, action: str) -> Fd:
+        self.asked.append({name: getattr(attr, name) for name, _ in attr._fields_})
+        if any(getattr(attr, name) for name in self._lacking):
+            raise BpfError(action, self._number)
+        return self._load(attr, action)
+
+
+@pytest.mark.parametrize(
+    ("number", "lacking"),
+    [
+        (errno.EINVAL, ("prog_name",)),
+        (errno.E2BIG, ("prog_name", "expected_attach_type")),
+    ],
+)
+def test_an_older_kernel_gets_less(
+    monkeypatch: pytest.MonkeyPatch,
+    load_program: LoadProgram,
+    number: int,
+    lacking: tuple[str, ...],
+) -> None:
+    older = Older(monkeypatch, number, *lacking)
+
+    program = load_program(
+        ProgramType.SK_MSG, *PASS, attach_type=AttachType.SK_MSG_VERDICT, name="named"
+    )
+
+    assert program.info().name == ""
+    assert older.asked[0]["prog_name"] == b"named"
+
+
+def test_what_a_program_cannot_do_without_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch, load_program: LoadProgram
+) -> None:
+    """An XDP program for cpumaps is another program without its attach type."""
+    Older(monkeypatch, errno.EINVAL, "expected_attach_type")
+
+    with pytest.raises(BpfError) as caught:
+        load_program(ProgramType.XDP, *PASS, attach_type=AttachType.XDP_CPUMAP)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_older_helpers_read_memory_where_newer_ones_lack() -> None:
+    """bpf_probe_read_{user,kernel}{,_str} become bpf_probe_read{,_str}; others stay."""
+    calls = [Instruction(CALL, 0, 0, 0, number) for number in (112, 113, 114, 115, 1)]
+    in_object = Instruction(CALL, 0, 1, 0, 113)
+
+    older = prog_load.with_older_helpers(assemble(*calls, in_object))
+
+    expected = [
+        call._replace(imm=number) for call, number in zip(calls, (4, 4, 45, 45, 1), strict=True)
+    ]
+    assert older == assemble(*expected, in_object)

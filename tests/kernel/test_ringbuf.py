@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import select
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import anyio
 import pytest
 
-from accel.bpf.errors import BpfError
+from accel.bpf import btf as b
+from accel.bpf.codec import codec_for
+from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
 from accel.bpf.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
 from accel.bpf.kinds import MapType, ProgramType
 from accel.bpf.map import Map
-from accel.bpf.probe import mov
+from accel.bpf.object import load
+from accel.bpf.opener import open_object
+from accel.bpf.probe import Answer, map_type, mov
 from accel.bpf.program import Program
-from accel.bpf.ringbuf import RingBuffer
+from accel.bpf.ringbuf import RingBuffer, UserRingBuffer
 from accel.bpf.spec import MapSpec
+from tests.bpf.conftest import Compile, compiled
+from tests.bpf.handmade import Builder
 from tests.kernel.conftest import LoadProgram
+
+__all__ = ["compiled"]
 
 pytestmark = pytest.mark.kernel
 
@@ -143,7 +152,7 @@ def test_it_can_be_awaited(write: Program, events: Map[bytes, bytes]) -> None:
     """No record is missed, however writing and waiting interleave."""
     count = 2000
 
-    async def read(ring: RingBuffer, into: list[bytes]) -> None:
+    async def read(ring: RingBuffer[bytes], into: list[bytes]) -> None:
         async for record in ring:
             into.append(record)
             if len(into) == count:
@@ -180,3 +189,105 @@ def test_it_works_on_after_its_map_is_closed(write: Program, events: Map[bytes, 
         assert repr(ring) == "<RingBuffer of 4096 bytes>"
     ring.close()
     assert repr(ring) == "<RingBuffer of 4096 bytes, closed>"
+
+
+def _number() -> tuple[b.Btf, int]:
+    """A type of 8 bytes."""
+    builder = Builder()
+    word = builder.integer("unsigned int", 4)
+    number = builder.struct("number", 8, [("low", word, 0), ("high", word, 32)])
+    return b.parse(builder.build()), number
+
+
+def test_records_are_typed_as_the_definition_says(load_program: LoadProgram) -> None:
+    """What is longer than its type is cut."""
+    types, number = _number()
+    spec = MapSpec("events", MapType.RINGBUF, 0, 8, SIZE, value_type_id=number)
+    with Map.create(spec, btf=types) as events, RingBuffer(events, events.record_codec()) as ring:
+        _writer(load_program, events, 8, RINGBUF_SUBMIT).test_run(bytes(20))
+        _writer(load_program, events, 100, RINGBUF_SUBMIT).test_run(bytes(30))
+
+        first, second = ring.drain()
+        assert (first.low, first.high) == (6, 0)
+        assert second.low == 16
+
+
+def test_a_map_without_a_record_type_says_so(events: Map[bytes, bytes]) -> None:
+    with pytest.raises(ObjectError, match="map events is defined without a type for its records"):
+        events.record_codec()
+
+
+def test_a_record_too_short_for_its_type_is_reported_and_passed(
+    load_program: LoadProgram, write: Program, events: Map[bytes, bytes]
+) -> None:
+    """Once those before it are delivered; those after it are not lost."""
+    builder = Builder()
+    builder.array(builder.integer("unsigned char", 1), 16)
+    codec = codec_for(b.parse(builder.build()), 2)
+    long = _writer(load_program, events, 16, RINGBUF_SUBMIT)
+    with RingBuffer(events, codec) as ring:
+        for program in (long, write, long):
+            program.test_run()
+
+        assert len(ring.drain()) == 1
+        with pytest.raises(ShapeError, match="record of map events: it has 8 bytes, expected 16"):
+            ring.drain()
+        assert len(ring.drain()) == 1
+
+
+def test_statistics_say_how_full_it_is(write: Program, events: Map[bytes, bytes]) -> None:
+    with RingBuffer(events) as ring:
+        assert ring.statistics() == (SIZE, 0, 0)
+        write.test_run()
+        write.test_run()
+        assert ring.statistics() == (SIZE, 32, 32)
+        ring.drain(1)
+        assert ring.statistics() == (SIZE, 16, 32)
+
+
+def test_the_loader_does_without_an_event_loop() -> None:
+    """Who only loads, or drains by hand, does not pay for anyio."""
+    code = "import sys, accel.bpf.ringbuf, accel.bpf.perfbuf; sys.exit('anyio' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _needs_user_ring_buffers() -> None:
+    if map_type(MapType.USER_RINGBUF) is Answer.NO:
+        raise NotSupported("user ring buffers", (6, 1))
+
+
+def test_programs_drain_what_is_submitted(compiled: Compile) -> None:
+    _needs_user_ring_buffers()
+    with (
+        load(open_object(compiled("user_ringbuf"))) as loaded,
+        UserRingBuffer(loaded.maps["orders"]) as ring,
+    ):
+        for number in (1, 20, 300):
+            assert ring.submit(number.to_bytes(8, sys.byteorder))
+
+        assert loaded.programs["drain"].test_run() == 3
+        assert loaded.variables["sum"].get() == 321
+        assert ring.statistics() == (SIZE, 0, 48)
+
+
+def test_records_for_programs_stay_until_drained() -> None:
+    _needs_user_ring_buffers()
+    with (
+        Map.create(MapSpec("orders", MapType.USER_RINGBUF, 0, 0, SIZE)) as orders,
+        UserRingBuffer(orders) as ring,
+    ):
+        sent = 0
+        while ring.submit(bytes(100)):
+            sent += 1
+
+        assert sent == SIZE // 112
+        assert ring.statistics() == (SIZE, sent * 112, sent * 112)
+        assert ring.submit(bytes(SIZE - sent * 112 - 8))
+        with pytest.raises(BpfError, match=r"write map orders as a user ring buffer: .*E2BIG"):
+            ring.submit(bytes(SIZE))
+        assert repr(ring) == "<UserRingBuffer of 4096 bytes>"
+    with (
+        Map.create(MapSpec("events", MapType.RINGBUF, 0, 0, SIZE)) as events,
+        pytest.raises(BpfError, match="EINVAL"),
+    ):
+        UserRingBuffer(events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 ATTRS = [attr for attr in _subclasses(uapi.Attr) if hasattr(attr, "CMD")]
-INFOS = [info for info in _subclasses(uapi.Info) if info is not uapi.CgroupLinkInfo]
+INFOS = list(_subclasses(uapi.Info))
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +38,36 @@ def _named(kernel: KernelBtf, name: str, kind: type[b.Struct | b.Union]) -> b.Ty
     return kernel.type(type_id)
 
 
-def _offsets(kernel: KernelBtf, found: b.Type, start: int = 0) -> dict[str, int]:
-    """Byte offsets of fields by name, those of anonymous members included."""
+def _offsets(kernel: KernelBtf, found: b.Type, start: int = 0, prefix: str = "") -> dict[str, int]:
+    """Byte offsets of fields by name, "cgroup.order" for those of structs inside.
+
+    Members of what has no name count as the struct's own.
+    """
     assert isinstance(found, b.Struct | b.Union)
     offsets: dict[str, int] = {}
     for member in found.members:
         at = start + member.bit_offset // 8
+        _, inner = b.resolve(kernel, member.type_id)
         if member.name:
-            offsets[member.name] = at
-        else:
-            offsets |= _offsets(kernel, kernel.type(member.type_id), at)
+            offsets[prefix + member.name] = at
+        if isinstance(inner, b.Struct | b.Union):
+            below = f"{prefix}{member.name}." if member.name else prefix
+            offsets |= _offsets(kernel, inner, at, below)
     return offsets
 
 
-def _ours(mirror: type) -> dict[str, int]:
-    return {name: getattr(mirror, name).offset for name in (field[0] for field in mirror._fields_)}  # type: ignore[attr-defined]
+def _ours(mirror: type[Any], start: int = 0, prefix: str = "") -> dict[str, int]:
+    """The same of our struct."""
+    offsets: dict[str, int] = {}
+    nameless = getattr(mirror, "_anonymous_", ())
+    for name, kind in mirror._fields_:
+        at = start + getattr(mirror, name).offset
+        if name not in nameless:
+            offsets[prefix + name] = at
+        if issubclass(kind, ctypes.Structure | ctypes.Union):
+            below = prefix if name in nameless else f"{prefix}{name}."
+            offsets |= _ours(kind, at, below)
+    return offsets
 
 
 def _candidates(kernel: KernelBtf, member: str) -> list[dict[str, int]]:
@@ -72,35 +88,27 @@ def test_arguments_are_where_the_kernel_reads_them(
 
 
 def _agree(ours: dict[str, int], theirs: dict[str, int]) -> bool:
-    """The same offsets; what an older kernel lacks comes after all it has."""
+    """The same offsets; what an older kernel lacks it has nothing else for, or is a whole part."""
     known = ours.keys() & theirs.keys()
     return (
         next(iter(ours)) in known
         and all(ours[name] == theirs[name] for name in known)
-        and all(ours[name] > max(theirs.values()) for name in ours.keys() - known)
+        and all(_may_be_new(name, ours, theirs) for name in ours.keys() - known)
     )
+
+
+def _may_be_new(name: str, ours: dict[str, int], theirs: dict[str, int]) -> bool:
+    part, _, _ = name.rpartition(".")
+    is_part = any(other.startswith(f"{name}.") for other in ours)
+    beside = [at for other, at in theirs.items() if other.rpartition(".")[0] == part]
+    return is_part or ours[name] not in beside
 
 
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.__name__)
 def test_answers_are_where_the_kernel_writes_them(kernel: KernelBtf, info: type[uapi.Info]) -> None:
     theirs = _offsets(kernel, _named(kernel, info.STRUCT, b.Struct))
 
-    assert _ours(info).items() <= theirs.items()
-
-
-def test_cgroup_link_info_follows_the_union(kernel: KernelBtf) -> None:
-    """Its cgroup part is a named member of an anonymous union: compare the two steps."""
-    info = _named(kernel, "bpf_link_info", b.Struct)
-    assert isinstance(info, b.Struct)
-    union = next(member for member in info.members if not member.name)
-    inside = kernel.type(union.type_id)
-    assert isinstance(inside, b.Union)
-    cgroup = next(member for member in inside.members if member.name == "cgroup")
-    theirs = _offsets(kernel, info) | _offsets(
-        kernel, kernel.type(cgroup.type_id), union.bit_offset // 8
-    )
-
-    assert _ours(uapi.CgroupLinkInfo).items() <= theirs.items()
+    assert _agree(_ours(info), theirs)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +125,41 @@ def test_records_of_debug_info_agree(
     assert ctypes.sizeof(mirror) == found.size
 
 
-def test_commands_have_the_kernels_numbers(kernel: KernelBtf) -> None:
-    """enum bpf_cmd: BPF_ and our name."""
-    found = _named(kernel, "bpf_cmd", b.Enum)  # type: ignore[arg-type]
+def test_what_to_iterate_over_is_where_the_kernel_reads_it(kernel: KernelBtf) -> None:
+    theirs = _offsets(kernel, _named(kernel, "bpf_iter_link_info", b.Union))
+
+    assert _agree(_ours(uapi.IterLinkInfo), theirs)
+
+
+def test_perf_event_attr_agrees(kernel: KernelBtf) -> None:
+    """Its flags are bit-fields there and one word here."""
+    theirs = _offsets(kernel, _named(kernel, "perf_event_attr", b.Struct))
+    ours = _ours(uapi.PerfEventAttr)
+    del ours["flags"]
+
+    assert ours.items() <= theirs.items()
+    assert uapi.PerfEventAttr.flags.offset == theirs["disabled"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "mirror"),
+    [
+        ("bpf_cmd", "BPF_", uapi.Cmd),
+        ("bpf_link_type", "BPF_LINK_TYPE_", uapi.LinkType),
+        ("bpf_perf_event_type", "BPF_PERF_EVENT_", uapi.PerfEventType),
+    ],
+)
+def test_numbers_are_the_kernels(
+    kernel: KernelBtf, name: str, prefix: str, mirror: type[IntEnum]
+) -> None:
+    """What an older kernel lacks is above all it has."""
+    type_id = kernel.type_id(name, b.Enum)
+    if type_id is None:
+        pytest.skip(f"this kernel has no enum {name}")
+    found = kernel.type(type_id)
     assert isinstance(found, b.Enum)
     theirs = {enumerator.name: enumerator.value for enumerator in found.enumerators}
+    ours = {f"{prefix}{mine.name}": mine.value for mine in mirror}
 
-    assert {f"BPF_{cmd.name}": cmd.value for cmd in uapi.Cmd}.items() <= theirs.items()
+    assert all(theirs.get(name, number) == number for name, number in ours.items())
+    assert all(ours[name] >= max(theirs.values()) for name in ours.keys() - theirs.keys())

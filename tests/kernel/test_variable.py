@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from accel.bpf import btf as b
 from accel.bpf import probe, uapi
-from accel.bpf.errors import BpfError, ObjectError, ShapeError
+from accel.bpf.arena import Arena
+from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
 from accel.bpf.insn import EXIT, LD_IMM64, Instruction
-from accel.bpf.kinds import ProgramType
+from accel.bpf.kinds import MapType, ProgramType
 from accel.bpf.map import Map
 from accel.bpf.opener import open_object
 from accel.bpf.spec import MapSpec, ObjectSpec, VariableSpec
@@ -180,3 +184,28 @@ def test_a_program_never_sees_half_a_write(
         writer.join()
 
     assert torn == 0
+
+
+def test_variables_of_an_arena_are_in_its_memory() -> None:
+    """Beside others in the same pages, which programs reach by pointers."""
+    if probe.map_type(MapType.ARENA) is probe.Answer.NO:
+        raise NotSupported("arenas", (6, 9))
+    types = b.parse(uint32_btf())
+    spec = MapSpec("arena", MapType.ARENA, 0, 0, 1, contents=struct.pack("=II", 7, 8))
+    places = {"second": VariableSpec("second", "arena", 4, 4, 1)}
+    with Map.create(spec) as arena, Variables(arena, places, types) as variables:
+        with Arena(arena) as mine:  # nobody asked for a variable, so nobody mapped it
+            mine.memory[4] += 1
+        assert int(variables["second"].get()) == 9
+        variables["second"].set(10)
+        assert variables["second"].get() == 10
+        too_far = {"far": VariableSpec("far", "arena", mmap.PAGESIZE, 4, 1)}
+        with pytest.raises(ShapeError, match="variable far ends at byte"):
+            Variables(arena, too_far, types)
+
+
+def uint32_btf() -> bytes:
+    """Type 1 is an unsigned integer of 4 bytes."""
+    return struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 16, 16, 3) + struct.pack(
+        "=IIII2sx", 1, 1 << 24, 4, 32, b"\0u"
+    )

@@ -1,0 +1,102 @@
+"""Tables of kernel callbacks: congestion controls nobody but the test asks for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from accel.bpf.attach_struct_ops import attach_struct_ops, write_struct_ops
+from accel.bpf.errors import BpfError
+from accel.bpf.link import EmulatedLink
+from accel.bpf.link_info import StructOpsDetails
+from accel.bpf.object import Object, load
+from accel.bpf.opener import open_object
+from accel.bpf.spec import ObjectSpec
+from accel.bpf.uapi import LinkType
+from tests.kernel.attach_bed import compiled, find_object, needs, skip_without_trampolines
+
+__all__ = ["compiled"]
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def tables(request: pytest.FixtureRequest) -> ObjectSpec:
+    return open_object(find_object(request, "attach_struct_ops"))
+
+
+def load_table(spec: ObjectSpec, name: str) -> Object:
+    """The object with this table alone."""
+    maps = {
+        map.name: replace(map, autocreate=map.name == name or map.struct_ops is None)
+        for map in spec.maps.values()
+    }
+    try:
+        return load(replace(spec, maps=maps))
+    except BpfError as error:
+        skip_without_trampolines(error)
+        raise
+
+
+@pytest.fixture
+def registered(tables: ObjectSpec) -> Iterator[Object]:
+    with load_table(tables, "registered") as obj:
+        yield obj
+
+
+@pytest.fixture
+def linked(tables: ObjectSpec) -> Iterator[Object]:
+    needs((6, 4))
+    with load_table(tables, "linked") as obj:
+        yield obj
+
+
+def is_known(name: str) -> bool:
+    """Whether a socket may ask for that congestion control."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def test_a_table_is_registered_until_it_is_closed(registered: Object) -> None:
+    map = registered.maps["registered"]
+    assert not is_known("accel_reg")
+    with attach_struct_ops(map) as link:
+        assert isinstance(link, EmulatedLink)
+        assert is_known("accel_reg")
+        assert link.info().type == LinkType.STRUCT_OPS
+        assert link.info().details == StructOpsDetails(map.info().id)
+        with pytest.raises(BpfError, match=r"write struct_ops registered: .*EBUSY"):
+            attach_struct_ops(map)
+    assert not is_known("accel_reg")
+
+
+def test_a_table_takes_effect_as_a_link(tables: ObjectSpec, linked: Object, bpffs: Path) -> None:
+    map = linked.maps["linked"]
+    with load_table(tables, "linked") as other, attach_struct_ops(map) as link:
+        assert not isinstance(link, EmulatedLink)
+        assert is_known("accel_link")
+        assert link.info().details == StructOpsDetails(map.info().id)
+        assert os.fstat(link.fileno())
+        with pytest.raises(BpfError, match="EEXIST") as caught:
+            attach_struct_ops(other.maps["linked"])
+        assert "give the table another name" in str(caught.value.remedy)
+    assert not is_known("accel_link")
+
+
+def test_a_link_takes_another_table(tables: ObjectSpec, linked: Object) -> None:
+    with load_table(tables, "linked") as other:
+        map = other.maps["linked"]
+        with attach_struct_ops(linked.maps["linked"]) as link:
+            write_struct_ops(map)
+            link.update_map(map, expected=linked.maps["linked"])
+            assert link.info().details == StructOpsDetails(map.info().id)
+    assert not is_known("accel_link")
