@@ -345,7 +345,7 @@ def describe(types: Types, type_id: int) -> str:
     return f"{word} {found.name}"
 
 
-_FLAVOURED = re.compile(r"(.*[^_])___[^_]", re.DOTALL)
+_FLAVOURED = r"(?s)(.*[^_])___[^_]"
 
 
 def essential_name(name: str) -> str:
@@ -357,7 +357,7 @@ def essential_name(name: str) -> str:
     # The test costs a tenth of the match, and next to no name has a flavour.
     if "___" not in name:
         return name
-    match = _FLAVOURED.match(name)
+    match = re.match(_FLAVOURED, name)
     return match[1] if match else name
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from accel.bpf.errors import BpfError
 
-_POSSIBLE = Path("/sys/devices/system/cpu/possible")
-_ONLINE = Path("/sys/devices/system/cpu/online")
+_POSSIBLE = "/sys/devices/system/cpu/possible"
+_ONLINE = "/sys/devices/system/cpu/online"
 
 
 @cache
@@ -34,9 +33,10 @@ def online_cpus() -> tuple[int, ...]:
     return list_cpus(_read(_ONLINE))
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text("ascii")
+        with open(path, encoding="ascii") as file:
+            return file.read()
     except OSError as error:
         raise BpfError(f"read {path}", error.errno or 0, remedy="mount sysfs on /sys") from error
 

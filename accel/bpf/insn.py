@@ -128,7 +128,8 @@ def _disassemble(i: Instruction) -> str:
         return _jump(i)
     if i.code == LD_IMM64:
         meaning = {0: "", PSEUDO_MAP_FD: "map ", PSEUDO_MAP_VALUE: "map value ",
-                   PSEUDO_BTF_ID: "kernel variable of type ", PSEUDO_FUNC: "function "}.get(i.src, f"pseudo {i.src} ")  # fmt: skip
+                   PSEUDO_BTF_ID: "kernel variable of type ",
+                   PSEUDO_FUNC: "function "}.get(i.src, f"pseudo {i.src} ")  # fmt: skip
         return f"r{i.dst} = {meaning}{i.imm} ll"
     if i.klass == CLASS_LD:
         return f"r0 = packet[{i.imm}] (code {i.code:#04x})"

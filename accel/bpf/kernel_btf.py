@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VMLINUX = "/sys/kernel/btf/vmlinux"
 
 _BLOCK = 1024  # types stepped over at once
-_FEW = 2  # names, a search for which costs less than an index of all
+_FEW = 3  # names, a search for which costs less than an index of all
 _MAX_NAME = 4096  # bytes; the kernel's KSYM_NAME_LEN is 512
 
 # BTF_KIND_* of the classes whose types have names, include/uapi/linux/btf.h.
@@ -245,6 +245,11 @@ class KernelBtf(Closing):
         else:
             headers = sorted(at for kind in numbers for at in self._index(kind).alike(wanted))
         return [type_id for at in headers if (type_id := self._id_at(at)) is not None]
+
+    def expect(self, names: int) -> None:
+        """Have `candidates()` make its index at once if it is to look up more than a few names."""
+        if names > _FEW:
+            self._searched = _FEW
 
     def type_id(self, name: str, kind: b.Kind[b.Type]) -> int | None:
         """Id of the first type of that very name and class, as for attach_btf_id."""

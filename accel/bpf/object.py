@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -334,6 +335,8 @@ class _Loading:
             btf = self._spec.btf
             if btf is None:
                 raise ObjectError(f"program {program.name} has CO-RE relocations, but no types")
+            of_all = chain.from_iterable(chosen.core_relocations for chosen in self._chosen)
+            self._kernel.types.expect(len({relocation.type_id for relocation in of_all}))
             self._relocations = Relocator(
                 btf, self._kernel.relocation_types(), self._spec.byteorder
             )

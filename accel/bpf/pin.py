@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Literal
 
 from accel.bpf import syscall
@@ -88,7 +87,8 @@ def _explain(path: str) -> str | None:
 def on_bpffs(directory: str | os.PathLike[str]) -> bool | None:
     """Whether `directory` is in a mounted bpf file system; None when /proc does not tell."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text()
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = file.read()
     except OSError:
         return None
     return os.stat(directory).st_dev in devices_of(mounts, "bpf")

@@ -146,7 +146,7 @@ def _listed(externs: Mapping[str, ExternSpec]) -> list[str]:
         key=lambda name: (
             externs[name].kind is not ExternKind.KCONFIG,
             externs[name].offset,
-            name.encode("utf-8", "surrogateescape"),
+            name,
         ),
     )
 

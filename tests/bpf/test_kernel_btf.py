@@ -86,7 +86,8 @@ def test_types_by_id_are_those_of_a_full_parse(kernel: KernelBtf, whole: Btf) ->
     """In any order: what is not yet stepped over is then."""
     ids = random.Random(1).sample(range(len(whole)), 1000)
     for type_id in [0, 5, *ids, len(whole) - 1]:
-        assert kernel.type(type_id) == whole.type(type_id)
+        found, expected = kernel.type(type_id), whole.type(type_id)
+        assert (found.__class__, found) == (expected.__class__, expected)
     assert len(kernel) == len(whole)
     for none in (len(whole), -1, 1 << 40):
         with pytest.raises(ObjectError, match="does not exist"):
@@ -114,6 +115,16 @@ def test_candidates_are_those_of_a_full_parse(kernel: KernelBtf, ids: dict[str, 
     for name in (*some, *several, "sock", "net", "file", "socket", "u32", "bpf_attach_type"):
         assert kernel.candidates(name) == ids[name]
     assert kernel.candidates("no_such_type") == []
+
+
+@needs_vmlinux
+def test_the_first_names_are_searched_for(ids: dict[str, list[int]]) -> None:
+    several = [name for name, found in ids.items() if len(found) > 1]
+
+    for name in random.Random(5).sample(several, 10):
+        with KernelBtf.open() as kernel:
+            assert kernel.candidates(name) == ids[name]
+            assert kernel.candidates("no_such_type") == []
 
 
 @needs_vmlinux
@@ -246,12 +257,20 @@ def test_flavours_and_names_that_only_look_like_some() -> None:
     made = {name: [] for name in names}  # type: dict[str, list[int]]
     for name in names:
         made[name].append(builder.struct(name, 0, []))
-    types = KernelBtf(builder.build())
+    data = builder.build()
+    types = KernelBtf(data)
+    alike = {
+        "s": sorted(made["s"] + made["s___1"]),
+        "t": made["t___x"],
+        "___s": made["___s"],
+        "s___": made["s___"],
+        "s_": made["s_"],
+        "": [],
+    }
 
-    assert types.candidates("s") == sorted(made["s"] + made["s___1"])
-    assert types.candidates("t") == made["t___x"]
-    assert types.candidates("___s") == made["___s"]
-    assert types.candidates("s___") == made["s___"]
+    for name, ids in alike.items():
+        assert KernelBtf(data).candidates(name) == ids  # searched for
+        assert types.candidates(name) == ids  # after the first few, by an index
     assert types.type_id("s___1", btf.Struct) == made["s___1"][0]
 
 

@@ -162,3 +162,22 @@ def test_addresses_fill_both_halves_of_a_load() -> None:
     )
 
     assert struct.unpack("=4xI4xI", bytes(code)) == (0x80001000, 0xFFFFFFFF)
+
+
+def test_a_missing_function_has_the_number_libbpf_gives_it() -> None:
+    """Settings come first in its list, as they lie in their map, then the rest by name."""
+    externs = {
+        extern.name: extern
+        for extern in (
+            ExternSpec("missing", ExternKind.FUNCTION, 1, weak=True),
+            ExternSpec("CONFIG_A", ExternKind.KCONFIG, 1, weak=True, offset=8, size=4),
+            ExternSpec("above", ExternKind.SYMBOL, 0, weak=True),
+            ExternSpec("CONFIG_B", ExternKind.KCONFIG, 1, weak=True, offset=0, size=8),
+        )
+    }
+    code = bytearray(assemble(Instruction(CALL, 0, PSEUDO_KFUNC_CALL, 0, -1)))
+
+    poisoned = patch(code, [ExternReference(0, "missing")], externs, Resolved())
+
+    assert decode(code, sys.byteorder) == Instruction(CALL, 0, 0, 0, 2_002_000_003)
+    assert poisoned == {0: "this kernel has no function missing"}
