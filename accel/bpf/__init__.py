@@ -22,31 +22,29 @@ close   every holder of a descriptor is a context manager; what is pinned or att
 
 docs/loader.md is the guide.  Where to look for what:
 
-the file        ObjectSpec and what it holds (spec.py); its types: Btf (btf.py)
-programs        Program, Run, iter_programs(), bpf_stats()
-maps            Map, by type and in batches; Arena; iter_maps(); codec_for() for bytes
-variables       Variable, Variables, with_variables()
-streams         RingBuffer, PerfBuffer, and UserRingBuffer the other way
+the file        ObjectSpec and what it holds (spec.py), read by opening/; its types: Btf,
+                codec_for() for values (format/)
+programs        Program, Run, iter_programs(), bpf_stats() (loading/)
+maps            Map, by type and in batches; Arena; iter_maps() (maps/)
+variables       Variable, Variables, with_variables() (maps/variable.py)
+streams         RingBuffer, PerfBuffer, and UserRingBuffer the other way (maps/)
 links           Link, iter_links(); attach() for which program goes where; Order for the
-                place beside others; query() for what is attached
-the kernel      Kernel and KernelBtf: its types, symbols and settings; probe.py: what it can
-                do, found by trying, never by its version
+                place beside others; query() for what is attached (links/)
+the kernel      Kernel and KernelBtf: its types, symbols and settings (loading/); what it
+                can do, found by trying, never by its version: door/probe.py
 what went wrong ObjectError, ShapeError, VerifierRejected, NotSupported, BpfError (errors.py):
                 what was tried, what the kernel answered and what would help
 
-One module knows the system call (syscall.py) and one its layouts (uapi.py).
+One module knows the system call (door/syscall.py) and one its layouts (door/uapi.py).
 
 What does not belong here: anything about pods, proxies or meshes.  This
 package could be published on its own.
 """
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from accel.bpf.arena import Arena
-from accel.bpf.btf import Btf, Struct
-from accel.bpf.codec import Codec, codec_for
+from accel.bpf.door.pin import on_bpffs, unpin
+from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import (
     BpfError,
     NotSupported,
@@ -54,14 +52,17 @@ from accel.bpf.errors import (
     ShapeError,
     VerifierRejected,
 )
-from accel.bpf.kernel import Kernel
-from accel.bpf.kernel_btf import KernelBtf
+from accel.bpf.format.btf import Btf, Struct
+from accel.bpf.format.codec import Codec, codec_for
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.map import BatchError, Map, MapInfo, Redirect, View, iter_maps
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
-from accel.bpf.pin import on_bpffs, unpin
-from accel.bpf.program import Program, ProgramInfo, Run, bpf_stats, iter_programs
+from accel.bpf.loading.kernel import Kernel
+from accel.bpf.loading.kernel_btf import KernelBtf
+from accel.bpf.loading.object import Object, load
+from accel.bpf.loading.program import Program, ProgramInfo, Run, bpf_stats, iter_programs
+from accel.bpf.maps.arena import Arena
+from accel.bpf.maps.map import BatchError, Map, MapInfo, Redirect, View, iter_maps
+from accel.bpf.maps.variable import Variable, Variables, with_variables
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import (
     CoreKind,
     CoreRelocation,
@@ -78,44 +79,13 @@ from accel.bpf.spec import (
     StructOps,
     VariableSpec,
 )
-from accel.bpf.uapi import LinkType
-from accel.bpf.variable import Variable, Variables, with_variables
 
 if TYPE_CHECKING:
-    from accel.bpf.attach import attach
-    from accel.bpf.attach_cgroup import attach_cgroup
-    from accel.bpf.attach_iter import CgroupOrder, attach_iter, read_iter
-    from accel.bpf.attach_network import (
-        Hook,
-        attach_clsact,
-        attach_netfilter,
-        attach_netkit,
-        attach_tc,
-        attach_tcx,
-        attach_xdp,
-    )
-    from accel.bpf.attach_perf import (
-        attach_kprobe,
-        attach_kprobe_multi,
-        attach_perf_event,
-        attach_tracepoint,
-        attach_uprobe,
-        attach_uprobe_multi,
-        open_perf_event,
-        syscall_function,
-    )
-    from accel.bpf.attach_sockets import (
-        attach_netns,
-        attach_sk_msg,
-        attach_socket,
-        attach_sockmap,
-        detach_sk_msg,
-        detach_socket,
-    )
-    from accel.bpf.attach_struct_ops import attach_struct_ops, write_struct_ops
-    from accel.bpf.attach_tracing import attach_freplace, attach_raw_tracepoint, attach_tracing
-    from accel.bpf.link import Link
-    from accel.bpf.link_info import (
+    from accel.bpf.links.attach import attach
+    from accel.bpf.links.cgroup import attach_cgroup
+    from accel.bpf.links.iterators import CgroupOrder, attach_iter, read_iter
+    from accel.bpf.links.link import Link
+    from accel.bpf.links.link_info import (
         CgroupDetails,
         DeviceDetails,
         IterDetails,
@@ -131,10 +101,39 @@ if TYPE_CHECKING:
         UprobeMultiDetails,
         iter_links,
     )
-    from accel.bpf.order import Order
-    from accel.bpf.perfbuf import PerfBuffer
-    from accel.bpf.query import Attached, Attachments, query
-    from accel.bpf.ringbuf import RingBuffer, RingStatistics, UserRingBuffer
+    from accel.bpf.links.network import (
+        Hook,
+        attach_clsact,
+        attach_netfilter,
+        attach_netkit,
+        attach_tc,
+        attach_tcx,
+        attach_xdp,
+    )
+    from accel.bpf.links.order import Order
+    from accel.bpf.links.perf import (
+        attach_kprobe,
+        attach_kprobe_multi,
+        attach_perf_event,
+        attach_tracepoint,
+        attach_uprobe,
+        attach_uprobe_multi,
+        open_perf_event,
+        syscall_function,
+    )
+    from accel.bpf.links.query import Attached, Attachments, query
+    from accel.bpf.links.sockets import (
+        attach_netns,
+        attach_sk_msg,
+        attach_socket,
+        attach_sockmap,
+        detach_sk_msg,
+        detach_socket,
+    )
+    from accel.bpf.links.struct_ops import attach_struct_ops, write_struct_ops
+    from accel.bpf.links.tracing import attach_freplace, attach_raw_tracepoint, attach_tracing
+    from accel.bpf.maps.perfbuf import PerfBuffer
+    from accel.bpf.maps.ringbuf import RingBuffer, RingStatistics, UserRingBuffer
 
 __all__ = [
     "Arena",
@@ -247,25 +246,25 @@ __all__ = [
 _LATER = {
     name: module
     for module, names in {
-        "attach": "attach",
-        "attach_cgroup": "attach_cgroup",
-        "attach_iter": "CgroupOrder attach_iter read_iter",
-        "attach_network": "Hook attach_clsact attach_netfilter attach_netkit attach_tc "
+        "links.attach": "attach",
+        "links.cgroup": "attach_cgroup",
+        "links.iterators": "CgroupOrder attach_iter read_iter",
+        "links.network": "Hook attach_clsact attach_netfilter attach_netkit attach_tc "
         "attach_tcx attach_xdp",
-        "attach_perf": "attach_kprobe attach_kprobe_multi attach_perf_event attach_tracepoint "
+        "links.perf": "attach_kprobe attach_kprobe_multi attach_perf_event attach_tracepoint "
         "attach_uprobe attach_uprobe_multi open_perf_event syscall_function",
-        "attach_sockets": "attach_netns attach_sk_msg attach_socket attach_sockmap "
+        "links.sockets": "attach_netns attach_sk_msg attach_socket attach_sockmap "
         "detach_sk_msg detach_socket",
-        "attach_struct_ops": "attach_struct_ops write_struct_ops",
-        "attach_tracing": "attach_freplace attach_raw_tracepoint attach_tracing",
-        "link": "Link",
-        "link_info": "CgroupDetails DeviceDetails IterDetails KprobeMultiDetails LinkInfo "
+        "links.struct_ops": "attach_struct_ops write_struct_ops",
+        "links.tracing": "attach_freplace attach_raw_tracepoint attach_tracing",
+        "links.link": "Link",
+        "links.link_info": "CgroupDetails DeviceDetails IterDetails KprobeMultiDetails LinkInfo "
         "NetfilterDetails NetnsDetails PerfEventDetails RawTracepointDetails SockmapDetails "
         "StructOpsDetails TracingDetails UprobeMultiDetails iter_links",
-        "order": "Order",
-        "perfbuf": "PerfBuffer",
-        "query": "Attached Attachments query",
-        "ringbuf": "RingBuffer RingStatistics UserRingBuffer",
+        "links.order": "Order",
+        "maps.perfbuf": "PerfBuffer",
+        "links.query": "Attached Attachments query",
+        "maps.ringbuf": "RingBuffer RingStatistics UserRingBuffer",
     }.items()
     for name in names.split()
 }
@@ -285,19 +284,3 @@ if not TYPE_CHECKING:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The package, in which `attach_cgroup` is the function, not the module that has it.
-
-    Whoever imports a module makes it an attribute of its package, in place of whatever
-    has that name there.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _LATER.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from accel.bpf.errors import ObjectError
 
 if TYPE_CHECKING:
-    from accel.bpf.btf import Btf
+    from accel.bpf.format.btf import Btf
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ For people to read; whatever BTF says, the words stay short.
 
 from __future__ import annotations
 
-from accel.bpf import btf as b
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import btf as b
 from accel.bpf.spec import CoreRelocation
 
 # Of types behind types, and of parameters; types may well lead in a circle.

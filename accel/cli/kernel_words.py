@@ -1,65 +1,9 @@
-"""The kernel's own names for numbers in an object, and the first Linux with each kind.
-
-Versions here inform people; what the running kernel can do is found by trying.
-"""
+"""The kernel's own names for kinds and flags in an object."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import TypeVar
-
-from accel.bpf.kinds import MapType as Mt
-from accel.bpf.kinds import ProgramType as Pt
-
-Version = tuple[int, int]
-
-_E = TypeVar("_E", bound=IntEnum)
-
-# enum bpf_func_id from 1 on, complete: since 6.2 the kernel adds kfuncs, not helpers.
-_HELPER_NAMES = """
-    map_lookup_elem map_update_elem map_delete_elem probe_read ktime_get_ns trace_printk
-    get_prandom_u32 get_smp_processor_id skb_store_bytes l3_csum_replace l4_csum_replace
-    tail_call clone_redirect get_current_pid_tgid get_current_uid_gid get_current_comm
-    get_cgroup_classid skb_vlan_push skb_vlan_pop skb_get_tunnel_key skb_set_tunnel_key
-    perf_event_read redirect get_route_realm perf_event_output skb_load_bytes get_stackid
-    csum_diff skb_get_tunnel_opt skb_set_tunnel_opt skb_change_proto skb_change_type
-    skb_under_cgroup get_hash_recalc get_current_task probe_write_user current_task_under_cgroup
-    skb_change_tail skb_pull_data csum_update set_hash_invalid get_numa_node_id skb_change_head
-    xdp_adjust_head probe_read_str get_socket_cookie get_socket_uid set_hash setsockopt
-    skb_adjust_room redirect_map sk_redirect_map sock_map_update xdp_adjust_meta
-    perf_event_read_value perf_prog_read_value getsockopt override_return sock_ops_cb_flags_set
-    msg_redirect_map msg_apply_bytes msg_cork_bytes msg_pull_data bind xdp_adjust_tail
-    skb_get_xfrm_state get_stack skb_load_bytes_relative fib_lookup sock_hash_update
-    msg_redirect_hash sk_redirect_hash lwt_push_encap lwt_seg6_store_bytes lwt_seg6_adjust_srh
-    lwt_seg6_action rc_repeat rc_keydown skb_cgroup_id get_current_cgroup_id get_local_storage
-    sk_select_reuseport skb_ancestor_cgroup_id sk_lookup_tcp sk_lookup_udp sk_release
-    map_push_elem map_pop_elem map_peek_elem msg_push_data msg_pop_data rc_pointer_rel spin_lock
-    spin_unlock sk_fullsock tcp_sock skb_ecn_set_ce get_listener_sock skc_lookup_tcp
-    tcp_check_syncookie sysctl_get_name sysctl_get_current_value sysctl_get_new_value
-    sysctl_set_new_value strtol strtoul sk_storage_get sk_storage_delete send_signal
-    tcp_gen_syncookie skb_output probe_read_user probe_read_kernel probe_read_user_str
-    probe_read_kernel_str tcp_send_ack send_signal_thread jiffies64 read_branch_records
-    get_ns_current_pid_tgid xdp_output get_netns_cookie get_current_ancestor_cgroup_id sk_assign
-    ktime_get_boot_ns seq_printf seq_write sk_cgroup_id sk_ancestor_cgroup_id ringbuf_output
-    ringbuf_reserve ringbuf_submit ringbuf_discard ringbuf_query csum_level skc_to_tcp6_sock
-    skc_to_tcp_sock skc_to_tcp_timewait_sock skc_to_tcp_request_sock skc_to_udp6_sock
-    get_task_stack load_hdr_opt store_hdr_opt reserve_hdr_opt inode_storage_get
-    inode_storage_delete d_path copy_from_user snprintf_btf seq_printf_btf skb_cgroup_classid
-    redirect_neigh per_cpu_ptr this_cpu_ptr redirect_peer task_storage_get task_storage_delete
-    get_current_task_btf bprm_opts_set ktime_get_coarse_ns ima_inode_hash sock_from_file
-    check_mtu for_each_map_elem snprintf sys_bpf btf_find_by_name_kind sys_close timer_init
-    timer_set_callback timer_start timer_cancel get_func_ip get_attach_cookie task_pt_regs
-    get_branch_snapshot trace_vprintk skc_to_unix_sock kallsyms_lookup_name find_vma loop
-    strncmp get_func_arg get_func_ret get_func_arg_cnt get_retval set_retval xdp_get_buff_len
-    xdp_load_bytes xdp_store_bytes copy_from_user_task skb_set_tstamp ima_file_hash kptr_xchg
-    map_lookup_percpu_elem skc_to_mptcp_sock dynptr_from_mem ringbuf_reserve_dynptr
-    ringbuf_submit_dynptr ringbuf_discard_dynptr dynptr_read dynptr_write dynptr_data
-    tcp_raw_gen_syncookie_ipv4 tcp_raw_gen_syncookie_ipv6 tcp_raw_check_syncookie_ipv4
-    tcp_raw_check_syncookie_ipv6 ktime_get_tai_ns user_ringbuf_drain cgrp_storage_get
-    cgrp_storage_delete
-"""
-_HELPERS = _HELPER_NAMES.split()
 
 # include/uapi/linux/bpf.h: BPF_F_* of BPF_MAP_CREATE, from bit 0 on.
 _MAP_FLAGS = (
@@ -73,75 +17,6 @@ _PROGRAM_FLAGS = (
     *("STRICT_ALIGNMENT", "ANY_ALIGNMENT", "TEST_RND_HI32", "TEST_STATE_FREQ", "SLEEPABLE"),
     *("XDP_HAS_FRAGS", "XDP_DEV_BOUND_ONLY", "TEST_REG_INVARIANTS"),
 )
-
-_MAPS_SINCE: Mapping[Version, tuple[Mt, ...]] = {
-    (3, 19): (Mt.HASH, Mt.ARRAY),
-    (4, 2): (Mt.PROG_ARRAY,),
-    (4, 3): (Mt.PERF_EVENT_ARRAY,),
-    (4, 6): (Mt.PERCPU_HASH, Mt.PERCPU_ARRAY, Mt.STACK_TRACE),
-    (4, 8): (Mt.CGROUP_ARRAY,),
-    (4, 10): (Mt.LRU_HASH, Mt.LRU_PERCPU_HASH),
-    (4, 11): (Mt.LPM_TRIE,),
-    (4, 12): (Mt.ARRAY_OF_MAPS, Mt.HASH_OF_MAPS),
-    (4, 14): (Mt.DEVMAP, Mt.SOCKMAP),
-    (4, 15): (Mt.CPUMAP,),
-    (4, 18): (Mt.XSKMAP, Mt.SOCKHASH),
-    (4, 19): (Mt.CGROUP_STORAGE, Mt.REUSEPORT_SOCKARRAY),
-    (4, 20): (Mt.PERCPU_CGROUP_STORAGE, Mt.QUEUE, Mt.STACK),
-    (5, 2): (Mt.SK_STORAGE,),
-    (5, 4): (Mt.DEVMAP_HASH,),
-    (5, 6): (Mt.STRUCT_OPS,),
-    (5, 8): (Mt.RINGBUF,),
-    (5, 10): (Mt.INODE_STORAGE,),
-    (5, 11): (Mt.TASK_STORAGE,),
-    (5, 16): (Mt.BLOOM_FILTER,),
-    (6, 1): (Mt.USER_RINGBUF,),
-    (6, 2): (Mt.CGRP_STORAGE,),
-    (6, 9): (Mt.ARENA,),
-    (6, 19): (Mt.INSN_ARRAY,),
-}
-_PROGRAMS_SINCE: Mapping[Version, tuple[Pt, ...]] = {
-    (3, 19): (Pt.SOCKET_FILTER,),
-    (4, 1): (Pt.KPROBE, Pt.SCHED_CLS, Pt.SCHED_ACT),
-    (4, 7): (Pt.TRACEPOINT,),
-    (4, 8): (Pt.XDP,),
-    (4, 9): (Pt.PERF_EVENT,),
-    (4, 10): (Pt.CGROUP_SKB, Pt.CGROUP_SOCK, Pt.LWT_IN, Pt.LWT_OUT, Pt.LWT_XMIT),
-    (4, 13): (Pt.SOCK_OPS,),
-    (4, 14): (Pt.SK_SKB,),
-    (4, 15): (Pt.CGROUP_DEVICE,),
-    (4, 17): (Pt.SK_MSG, Pt.RAW_TRACEPOINT, Pt.CGROUP_SOCK_ADDR),
-    (4, 18): (Pt.LWT_SEG6LOCAL, Pt.LIRC_MODE2),
-    (4, 19): (Pt.SK_REUSEPORT,),
-    (4, 20): (Pt.FLOW_DISSECTOR,),
-    (5, 2): (Pt.CGROUP_SYSCTL, Pt.RAW_TRACEPOINT_WRITABLE),
-    (5, 3): (Pt.CGROUP_SOCKOPT,),
-    (5, 5): (Pt.TRACING,),
-    (5, 6): (Pt.STRUCT_OPS, Pt.EXT),
-    (5, 7): (Pt.LSM,),
-    (5, 9): (Pt.SK_LOOKUP,),
-    (5, 14): (Pt.SYSCALL,),
-    (6, 4): (Pt.NETFILTER,),
-}
-
-
-def _turned(table: Mapping[Version, tuple[_E, ...]]) -> dict[int, Version]:
-    return {kind: since for since, kinds in table.items() for kind in kinds}
-
-
-MAP_TYPE_SINCE: Mapping[int, Version] = _turned(_MAPS_SINCE)
-PROGRAM_TYPE_SINCE: Mapping[int, Version] = _turned(_PROGRAMS_SINCE)
-
-# Not a kind of map or program, but as old as one: bpf-to-bpf calls (cc8b0b92a169), global
-# data (d8eca5bbb2be) and kernel functions as helpers (e6ac2450d6de).
-CALLS_SINCE = (4, 16)
-GLOBAL_DATA_SINCE = (5, 2)
-KFUNC_SINCE = (5, 13)
-
-
-def helper(number: int) -> str:
-    """A helper function as C calls it, or "" for a number Linux has not given away."""
-    return f"bpf_{_HELPERS[number - 1]}" if 0 < number <= len(_HELPERS) else ""
 
 
 def kind(names: type[IntEnum], number: int) -> str:

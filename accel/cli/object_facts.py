@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from accel.bpf import btf as b
-from accel.bpf import codec_for, verifier
+from accel.bpf import ages, codec_for
 from accel.bpf.errors import ObjectError
-from accel.bpf.insn import CALL, LD_IMM64, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_KFUNC_CALL, SIZE
+from accel.bpf.format import btf as b
+from accel.bpf.format.insn import CALL, LD_IMM64, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_KFUNC_CALL, SIZE
+from accel.bpf.helper_names import helper_name
 from accel.bpf.kinds import AttachType, MapType, ProgramType
+from accel.bpf.loading import verifier
 from accel.bpf.spec import ExternKind, MapSpec, ObjectSpec, ProgramSpec, VariableSpec
 from accel.cli import c_words, kernel_words
 
@@ -454,9 +456,9 @@ def _plain(value: Any) -> Any:
 
 def _needs(spec: ObjectSpec) -> NeedFacts:
     programs = spec.programs.values()
-    map_types = _kinds(MapType, (m.type for m in _all_maps(spec)), kernel_words.MAP_TYPE_SINCE)
+    map_types = _kinds(MapType, (m.type for m in _all_maps(spec)), ages.MAP_TYPE_SINCE)
     program_types = _kinds(
-        ProgramType, (p.type for p in programs if p.type), kernel_words.PROGRAM_TYPE_SINCE
+        ProgramType, (p.type for p in programs if p.type), ages.PROGRAM_TYPE_SINCE
     )
     features = [KindFacts(name, _linux(since)) for name, since in _features(spec)]
     externs: dict[ExternKind, list[str]] = {}
@@ -468,7 +470,7 @@ def _needs(spec: ObjectSpec) -> NeedFacts:
         program_types=program_types,
         features=features,
         helpers=[
-            HelperFacts(number, kernel_words.helper(number) or None)
+            HelperFacts(number, helper_name(number) or None)
             for number in sorted(set().union(*(helpers(spec, program) for program in programs)))
         ],
         kfuncs=externs.get(ExternKind.FUNCTION, []),
@@ -489,7 +491,7 @@ def _all_maps(spec: ObjectSpec) -> Iterator[MapSpec]:
 def _kinds(
     names: type[MapType | ProgramType],
     numbers: Iterable[int],
-    since: Mapping[int, kernel_words.Version],
+    since: Mapping[int, ages.Version],
 ) -> list[KindFacts]:
     return [
         KindFacts(kernel_words.kind(names, number), _linux(since.get(number)))
@@ -497,17 +499,17 @@ def _kinds(
     ]
 
 
-def _features(spec: ObjectSpec) -> Iterator[tuple[str, kernel_words.Version]]:
+def _features(spec: ObjectSpec) -> Iterator[tuple[str, ages.Version]]:
     programs = spec.programs.values()
     if any(functions(spec, program) for program in programs):
-        yield "calls between functions", kernel_words.CALLS_SINCE
+        yield "calls between functions", ages.CALLS_SINCE
     if any(r.value_offset is not None for p in programs for r in p.map_references):
-        yield "global variables", kernel_words.GLOBAL_DATA_SINCE
+        yield "global variables", ages.GLOBAL_DATA_SINCE
     if any(extern.kind is ExternKind.FUNCTION for extern in spec.externs.values()):
-        yield "kernel functions", kernel_words.KFUNC_SINCE
+        yield "kernel functions", ages.KFUNC_SINCE
 
 
-def _linux(version: kernel_words.Version | None) -> str | None:
+def _linux(version: ages.Version | None) -> str | None:
     return None if version is None else f"{version[0]}.{version[1]}"
 
 

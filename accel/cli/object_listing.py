@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from accel.bpf import insn, verifier
+from accel.bpf.format import insn
+from accel.bpf.helper_names import helper_name
+from accel.bpf.loading import verifier
 from accel.bpf.spec import ObjectSpec, ProgramSpec
-from accel.cli import c_words, kernel_words
+from accel.cli import c_words
 from accel.cli.object_facts import functions
 
 _LOW_HALF = 0xFFFFFFFF
@@ -74,8 +76,8 @@ class _Notes:
             return f"call {extern}" if i.code == insn.CALL else f"r{i.dst} = {extern} ll"
         if i.code == insn.CALL and i.src == insn.PSEUDO_CALL:
             return f"call {self._function(index + i.imm + 1)}"
-        if i.code == insn.CALL and not i.src and kernel_words.helper(i.imm):
-            return f"call {kernel_words.helper(i.imm)}#{i.imm}"
+        if i.code == insn.CALL and not i.src and helper_name(i.imm):
+            return f"call {helper_name(i.imm)}#{i.imm}"
         if i.is_function_address:
             return f"r{i.dst} = function {self._function(index + i.imm + 1)} ll"
         if i.code == insn.LD_IMM64 and not i.src:

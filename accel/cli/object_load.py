@@ -28,10 +28,10 @@ from accel.bpf import (
     unpin,
     with_variables,
 )
-from accel.bpf import btf as b
-from accel.bpf.insn import SIZE
+from accel.bpf.format import btf as b
+from accel.bpf.format.insn import SIZE
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.map_pins import path_of
+from accel.bpf.maps.pins import path_of
 from accel.cli import kernel_words, output
 
 _MAPS = "maps"

@@ -1,7 +1,7 @@
 """bpf/accel.h for Python: what the programs and the agent say to each other.
 
 Offsets and sizes are not written here: they come from the object's BTF, which
-is held against these records when a map is opened (accel.bpf.codec).
+is held against these records when a map is opened (accel.bpf.format.codec).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel.bpf import btf, elf
+from accel.bpf.format import btf, elf
 
 
 def read(path: Path) -> tuple[elf.Elf, btf.Btf]:

@@ -48,17 +48,6 @@ def test_a_name_nobody_has() -> None:
         bpf.detach_moon  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["attach", "attach_cgroup", "attach_struct_ops", "query"])
-def test_a_module_does_not_hide_the_function_it_is_named_after(first: str) -> None:
-    script = f"""
-from accel.bpf.{first} import {first} as direct
-import accel.bpf as bpf
-assert bpf.{first} is direct
-assert callable(bpf.attach_cgroup) and callable(bpf.attach_iter)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=SOURCE.parents[2])
-
-
 def test_reading_an_object_needs_neither_links_nor_streams() -> None:
     script = """
 import sys

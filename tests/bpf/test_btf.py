@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from accel.bpf import btf, btf_ext, elf
-from accel.bpf.btf import Btf, BtfFeature, Placement
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import btf, btf_ext, elf
+from accel.bpf.format.btf import Btf, BtfFeature, Placement
 
 from . import handmade
 from .compilers import OBJECTS

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.bpf import btf
-from accel.bpf.btf import Btf
-from accel.bpf.codec import Codec, codec_for
 from accel.bpf.errors import ObjectError
-from accel.bpf.opener import open_object
+from accel.bpf.format import btf
+from accel.bpf.format.btf import Btf
+from accel.bpf.format.codec import Codec, codec_for
+from accel.bpf.opening.opener import open_object
 
 from . import handmade
 from .compilers import TARGETS

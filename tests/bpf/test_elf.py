@@ -12,8 +12,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
-from accel.bpf import elf
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import elf
 
 from .conftest import Compile
 

@@ -6,10 +6,10 @@ import struct
 
 import pytest
 
-from accel.bpf import btf, elf, insn
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import btf, elf, insn
 from accel.bpf.kinds import MapType
-from accel.bpf.opener import open_object
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ExternKind, ObjectSpec
 
 from .conftest import Compile

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.bpf import insn
-from accel.bpf.insn import Instruction
+from accel.bpf.format import insn
+from accel.bpf.format.insn import Instruction
 
 instructions = st.builds(
     Instruction,

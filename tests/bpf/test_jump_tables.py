@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from accel.bpf import elf, insn, jump_tables
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import elf, insn
 from accel.bpf.kinds import MapType
-from accel.bpf.opener import open_object
+from accel.bpf.opening import jump_tables
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import JumpTable, MapReference
 
 from .conftest import Compile

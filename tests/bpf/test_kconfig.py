@@ -6,9 +6,10 @@ import struct
 
 import pytest
 
-from accel.bpf import btf, kconfig
-from accel.bpf.btf import Btf, ByteOrder
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import btf
+from accel.bpf.format.btf import Btf, ByteOrder
+from accel.bpf.loading import kconfig
 from accel.bpf.spec import ExternKind, ExternSpec
 
 from . import handmade

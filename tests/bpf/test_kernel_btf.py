@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import btf
-from accel.bpf.btf import Btf
 from accel.bpf.errors import ObjectError
-from accel.bpf.kernel_btf import VMLINUX, KernelBtf
+from accel.bpf.format import btf
+from accel.bpf.format.btf import Btf
+from accel.bpf.loading.kernel_btf import VMLINUX, KernelBtf
 
 from . import handmade
 from .handmade import Builder

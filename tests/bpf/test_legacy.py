@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from accel.bpf import elf, legacy
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import elf
 from accel.bpf.kinds import MapType
+from accel.bpf.opening import legacy
 from accel.bpf.spec import MapSpec
 
 from . import placed

@@ -6,12 +6,13 @@ import struct
 
 import pytest
 
-from accel.bpf import elf, functions, insn, linker
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import elf, insn
 from accel.bpf.kinds import ProgramType
-from accel.bpf.opener import open_object
+from accel.bpf.maps.variable import with_variables
+from accel.bpf.opening import functions, linker
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapReference, ObjectSpec
-from accel.bpf.variable import with_variables
 
 from .conftest import Compile
 

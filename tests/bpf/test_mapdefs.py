@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from accel.bpf import btf, mapdefs
 from accel.bpf.errors import ObjectError
+from accel.bpf.format import btf
 from accel.bpf.kinds import MapType
+from accel.bpf.opening import mapdefs
 from accel.bpf.spec import MapSpec
 
 from . import handmade as h

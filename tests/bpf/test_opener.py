@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import btf, elf, insn
 from accel.bpf.errors import ObjectError
-from accel.bpf.insn import Instruction
+from accel.bpf.format import btf, elf, insn
+from accel.bpf.format.insn import Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.opener import open_object
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec, ProgramSpec
 
 from .compilers import OBJECTS

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.bpf import btf, insn
-from accel.bpf.btf import Btf, ByteOrder
 from accel.bpf.errors import ObjectError
-from accel.bpf.insn import Instruction
-from accel.bpf.kernel_btf import VMLINUX, KernelBtf
+from accel.bpf.format import btf, insn
+from accel.bpf.format.btf import Btf, ByteOrder
+from accel.bpf.format.insn import Instruction
 from accel.bpf.kinds import ProgramType
-from accel.bpf.opener import open_object
-from accel.bpf.relocate import Relocated, Relocator, Target, relocate, types_are_compatible
+from accel.bpf.loading.kernel_btf import VMLINUX, KernelBtf
+from accel.bpf.loading.relocate import Relocated, Relocator, Target, relocate, types_are_compatible
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import CoreKind, CoreRelocation, ObjectSpec, ProgramSpec
 
 from . import handmade

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from accel.bpf.format.sections import BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS, Meaning, meaning_of
 from accel.bpf.kinds import AttachType, ProgramType
-from accel.bpf.sections import BPF_F_SLEEPABLE, BPF_F_XDP_HAS_FRAGS, Meaning, meaning_of
 
 
 @pytest.mark.parametrize(

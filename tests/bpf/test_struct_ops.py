@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from accel.bpf import btf, elf, struct_ops
 from accel.bpf.errors import ObjectError
-from accel.bpf.kernel_btf import KernelBtf
+from accel.bpf.format import btf, elf
 from accel.bpf.kinds import MapType
+from accel.bpf.loading.kernel_btf import KernelBtf
+from accel.bpf.opening import struct_ops
 from accel.bpf.spec import MapSpec, StructOps
 
 from . import handmade as h

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from accel.bpf.insn import POISON
+from accel.bpf.format.insn import POISON
+from accel.bpf.loading.verifier import Finding, find, source_at
 from accel.bpf.spec import LineInfo
-from accel.bpf.verifier import Finding, find, source_at
 
 # How every log ends.
 STATISTICS = """\

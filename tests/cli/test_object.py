@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from accel.bpf import Btf, open_object
+from accel.bpf import Btf, ages, open_object
+from accel.bpf.helper_names import helper_name
 from accel.bpf.kinds import MapType, ProgramType
 from accel.bpf.spec import CoreKind, CoreRelocation
 from accel.cli import c_words, kernel_words, main
@@ -362,16 +363,16 @@ def test_helper_names_are_the_kernels() -> None:
     names = re.findall(r"\bFN\((\w+)", listed.partition("/*")[0])
     assert len(names) > 100
     for number, name in enumerate(names):
-        assert kernel_words.helper(number) == ("" if name == "unspec" else f"bpf_{name}")
+        assert helper_name(number) == ("" if name == "unspec" else f"bpf_{name}")
 
 
 def test_kinds_have_an_age() -> None:
-    assert set(MapType) - set(kernel_words.MAP_TYPE_SINCE) == {MapType.UNSPEC, MapType.RHASH}
-    assert set(ProgramType) - set(kernel_words.PROGRAM_TYPE_SINCE) == {ProgramType.UNSPEC}
+    assert set(MapType) - set(ages.MAP_TYPE_SINCE) == {MapType.UNSPEC, MapType.RHASH}
+    assert set(ProgramType) - set(ages.PROGRAM_TYPE_SINCE) == {ProgramType.UNSPEC}
 
 
 def test_numbers_without_a_name() -> None:
-    assert kernel_words.helper(0) == kernel_words.helper(99999) == ""
+    assert helper_name(0) == helper_name(99999) == ""
     assert kernel_words.kind(MapType, 999) == "999"
     assert kernel_words.map_flags(1 << 31 | 1) == ["NO_PREALLOC", "0x80000000"]
     assert kernel_words.program_flags(1 << 4) == ["SLEEPABLE"]

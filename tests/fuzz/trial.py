@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from accel.bpf import BpfError, KernelBtf, ObjectError, ObjectSpec, open_object
-from accel.bpf.btf import BtfFeature
-from accel.bpf.codec import codec_for
-from accel.bpf.relocate import relocate
+from accel.bpf.format.btf import BtfFeature
+from accel.bpf.format.codec import codec_for
+from accel.bpf.loading.relocate import relocate
 from tests.fuzz.mutation import Subject
 
 MEMORY_BYTES = 512 << 20

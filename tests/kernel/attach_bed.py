@@ -18,12 +18,12 @@ from typing import TypeVar
 
 import pytest
 
-from accel.bpf import syscall
+from accel.bpf.door import syscall
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import AttachType
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
-from accel.bpf.variable import with_variables
+from accel.bpf.loading.object import Object, load
+from accel.bpf.maps.variable import with_variables
+from accel.bpf.opening.opener import open_object
 from tests.bpf.conftest import Compile, compiled
 
 __all__ = [

@@ -21,11 +21,11 @@ from uuid import uuid4
 
 import pytest
 
-from accel.bpf import syscall, uapi
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.probe import assemble
 from accel.bpf.errors import BpfError, NotSupported
-from accel.bpf.insn import Instruction
-from accel.bpf.probe import assemble
-from accel.bpf.program import Program
+from accel.bpf.format.insn import Instruction
+from accel.bpf.loading.program import Program
 from accel.bpf.spec import ProgramSpec
 
 MNT_DETACH = 2

@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from accel.bpf import BpfError, Link, Map, Program, syscall, uapi
+from accel.bpf import BpfError, Link, Map, Program
+from accel.bpf.door import syscall, uapi
 from accel.demo.container import Container
 from accel.demo.process import Process
 from accel.demo.testbed import Pod, Testbed

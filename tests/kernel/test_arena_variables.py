@@ -6,13 +6,13 @@ import struct
 
 import pytest
 
-from accel.bpf import probe
-from accel.bpf.arena import Arena
+from accel.bpf.door import probe
 from accel.bpf.errors import NotSupported
 from accel.bpf.kinds import MapType
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
-from accel.bpf.variable import with_variables
+from accel.bpf.loading.object import load
+from accel.bpf.maps.arena import Arena
+from accel.bpf.maps.variable import with_variables
+from accel.bpf.opening.opener import open_object
 from tests.bpf.conftest import Compile, compiled
 
 __all__ = ["compiled"]

@@ -10,18 +10,18 @@ from struct import iter_unpack
 
 import pytest
 
-from accel.bpf.attach import attach
-from accel.bpf.attach_iter import CgroupOrder, attach_iter, read_iter
+from accel.bpf.door.pin import unpin
+from accel.bpf.door.probe import mov
+from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import BpfError
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.link import Link
-from accel.bpf.link_info import IterDetails, LinkInfo, iter_links
-from accel.bpf.map import Map
-from accel.bpf.pin import unpin
-from accel.bpf.probe import mov
+from accel.bpf.links.attach import attach
+from accel.bpf.links.iterators import CgroupOrder, attach_iter, read_iter
+from accel.bpf.links.link import Link
+from accel.bpf.links.link_info import IterDetails, LinkInfo, iter_links
+from accel.bpf.maps.map import Map
 from accel.bpf.spec import MapSpec
-from accel.bpf.uapi import LinkType
 from tests.kernel.attach_bed import Load, attach_object, compiled, load_attach
 from tests.kernel.conftest import LoadProgram
 
@@ -91,7 +91,7 @@ def test_an_iterator_over_one_process(load_attach: Load) -> None:
         details = link.info().details
         assert isinstance(details, IterDetails)
         assert (details.target, details.tid, details.pid) == ("task", 0, os.getpid())
-    with attach(obj.programs["tasks"], section="iter/task") as link:
+    with attach(obj.programs["tasks"]) as link:
         data = b"".join(read_iter(link))
         assert os.getpid() in {number for (number,) in iter_unpack("=I", data)}
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import probe, syscall, uapi
-from accel.bpf.attach import attach
-from accel.bpf.attach_cgroup import attach_cgroup
+from accel.bpf.door import probe, syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import mov
 from accel.bpf.errors import BpfError
-from accel.bpf.fd import Fd
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, ProgramType
-from accel.bpf.link import EmulatedLink
-from accel.bpf.link_info import CgroupDetails
-from accel.bpf.order import Order
-from accel.bpf.probe import mov
-from accel.bpf.program import Program
-from accel.bpf.query import query
+from accel.bpf.links.attach import attach
+from accel.bpf.links.cgroup import attach_cgroup
+from accel.bpf.links.link import EmulatedLink
+from accel.bpf.links.link_info import CgroupDetails
+from accel.bpf.links.order import Order
+from accel.bpf.links.query import query
+from accel.bpf.loading.program import Program
 from tests.kernel.attach_bed import Load, attach_object, compiled, hits, load_attach
 from tests.kernel.conftest import LoadProgram, cgroup2_mount
 

@@ -9,9 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from accel.bpf import syscall, uapi
-from accel.bpf.attach import attach
-from accel.bpf.attach_network import (
+from accel.bpf.door import syscall, uapi
+from accel.bpf.errors import BpfError
+from accel.bpf.kinds import AttachType
+from accel.bpf.links.attach import attach
+from accel.bpf.links.link import EmulatedLink, Link
+from accel.bpf.links.link_info import DeviceDetails, NetfilterDetails
+from accel.bpf.links.network import (
     Hook,
     attach_clsact,
     attach_netfilter,
@@ -20,13 +24,9 @@ from accel.bpf.attach_network import (
     attach_tcx,
     attach_xdp,
 )
-from accel.bpf.errors import BpfError
-from accel.bpf.kinds import AttachType
-from accel.bpf.link import EmulatedLink, Link
-from accel.bpf.link_info import DeviceDetails, NetfilterDetails
-from accel.bpf.object import Object
-from accel.bpf.order import Order
-from accel.bpf.query import query
+from accel.bpf.links.order import Order
+from accel.bpf.links.query import query
+from accel.bpf.loading.object import Object
 from tests.kernel.attach_bed import (
     Load,
     Netns,

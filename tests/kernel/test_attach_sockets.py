@@ -10,19 +10,19 @@ from struct import pack
 
 import pytest
 
-from accel.bpf import syscall, uapi
-from accel.bpf.attach import attach
-from accel.bpf.attach_sockets import attach_netns, attach_socket, attach_sockmap, detach_socket
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.probe import mov
+from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import BpfError
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.link import EmulatedLink
-from accel.bpf.link_info import NetnsDetails, SockmapDetails
-from accel.bpf.map import Map
-from accel.bpf.probe import mov
-from accel.bpf.query import query
+from accel.bpf.links.attach import attach
+from accel.bpf.links.link import EmulatedLink
+from accel.bpf.links.link_info import NetnsDetails, SockmapDetails
+from accel.bpf.links.query import query
+from accel.bpf.links.sockets import attach_netns, attach_socket, attach_sockmap, detach_socket
+from accel.bpf.maps.map import Map
 from accel.bpf.spec import MapSpec
-from accel.bpf.uapi import LinkType
 from tests.kernel.attach_bed import (
     Load,
     Netns,

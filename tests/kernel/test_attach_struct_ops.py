@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf.attach_struct_ops import attach_struct_ops, write_struct_ops
+from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import BpfError
-from accel.bpf.link import EmulatedLink
-from accel.bpf.link_info import StructOpsDetails
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
+from accel.bpf.links.link import EmulatedLink
+from accel.bpf.links.link_info import StructOpsDetails
+from accel.bpf.links.struct_ops import attach_struct_ops, write_struct_ops
+from accel.bpf.loading.object import Object, load
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
-from accel.bpf.uapi import LinkType
 from tests.kernel.attach_bed import compiled, find_object, needs, skip_without_trampolines
 
 __all__ = ["compiled"]

@@ -13,9 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import syscall, uapi
-from accel.bpf.attach import attach
-from accel.bpf.attach_perf import (
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.uapi import LinkType, PerfEventType
+from accel.bpf.errors import BpfError, ObjectError
+from accel.bpf.kinds import AttachType
+from accel.bpf.links.attach import attach
+from accel.bpf.links.link import EmulatedLink, Link
+from accel.bpf.links.link_info import (
+    PerfEventDetails,
+    RawTracepointDetails,
+    TracingDetails,
+    UprobeMultiDetails,
+)
+from accel.bpf.links.perf import (
     attach_kprobe,
     attach_kprobe_multi,
     attach_perf_event,
@@ -24,25 +34,15 @@ from accel.bpf.attach_perf import (
     attach_uprobe_multi,
     open_perf_event,
 )
-from accel.bpf.attach_tracing import (
+from accel.bpf.links.tracing import (
     attach_freplace,
     attach_raw_tracepoint,
     attach_tracing,
     function_id,
 )
-from accel.bpf.errors import BpfError, ObjectError
-from accel.bpf.kinds import AttachType
-from accel.bpf.link import EmulatedLink, Link
-from accel.bpf.link_info import (
-    PerfEventDetails,
-    RawTracepointDetails,
-    TracingDetails,
-    UprobeMultiDetails,
-)
-from accel.bpf.object import Object
-from accel.bpf.prog_load import Target
-from accel.bpf.program import Program
-from accel.bpf.uapi import LinkType, PerfEventType
+from accel.bpf.loading.object import Object
+from accel.bpf.loading.prog_load import Target
+from accel.bpf.loading.program import Program
 from tests.kernel.attach_bed import (
     Load,
     attach_object,
@@ -164,7 +164,7 @@ def test_an_lsm_hook_runs_its_program(load_attach: Load) -> None:
 def test_a_tracepoint_runs_its_program(load_attach: Load, name: str) -> None:
     obj = load_attach(name)
     program = obj.programs[name]
-    with attach(program, section=obj.spec.programs[name].section) as link:
+    with attach(program) as link:
         os.getpgid(0)
         details = link.info().details
     seen = hits(obj)
@@ -252,7 +252,7 @@ def test_a_tracepoint_of_tracefs(load_attach: Load, tracefs: Path) -> None:
     assert obj.variables["cookie"].get() == 7
     if PERF_LINKS_TELL:
         assert details == PerfEventDetails(PerfEventType.TRACEPOINT, "sys_enter_getpgid", 0, 7)
-    with attach(program, section=obj.spec.programs["on_getpgid"].section):
+    with attach(program):
         os.getpgid(0)
     assert hits(obj) == 2
     with pytest.raises(BpfError, match="ENOENT") as caught:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from accel.bpf.door.probe import assemble
 from accel.bpf.errors import ObjectError, VerifierRejected
-from accel.bpf.insn import CALL, LD_IMM64, PSEUDO_KFUNC_CALL, Instruction, decode
-from accel.bpf.kernel import Kernel, Located
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
-from accel.bpf.probe import assemble
-from accel.bpf.resolve import KCONFIG_MAP, Resolved, patch
+from accel.bpf.format.insn import CALL, LD_IMM64, PSEUDO_KFUNC_CALL, Instruction, decode
+from accel.bpf.loading.kernel import Kernel, Located
+from accel.bpf.loading.object import Object, load
+from accel.bpf.loading.resolve import KCONFIG_MAP, Resolved, patch
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ExternKind, ExternReference, ExternSpec, ObjectSpec
 from tests.bpf.conftest import Compile, compiled
 

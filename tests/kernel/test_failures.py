@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from accel.bpf import VerifierRejected
-from accel.bpf.insn import Instruction
+from accel.bpf.format.insn import Instruction
 from accel.bpf.kinds import ProgramType
-from accel.bpf.program import Program
+from accel.bpf.loading.program import Program
 from accel.core.plan import PodEntry, SetPod
 from accel.datapath.loading import Constants, remove, start
 from accel.demo.envoy import EnvoyOptions, envoy_started

@@ -8,7 +8,7 @@ import select
 
 import pytest
 
-from accel.bpf.fd import Fd
+from accel.bpf.door.fd import Fd
 
 
 def test_it_closes_once() -> None:

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
+from accel.bpf.loading.object import load
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
 from tests.bpf.conftest import Compile, compiled
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import btf, kallsyms
 from accel.bpf.errors import ObjectError
-from accel.bpf.kernel import Kernel, version_code
-from accel.bpf.kernel_btf import VMLINUX, KernelBtf
+from accel.bpf.format import btf
+from accel.bpf.loading import kallsyms
+from accel.bpf.loading.kernel import Kernel, version_code
+from accel.bpf.loading.kernel_btf import VMLINUX, KernelBtf
 
 pytestmark = pytest.mark.kernel
 

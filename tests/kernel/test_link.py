@@ -12,20 +12,20 @@ from struct import pack
 
 import pytest
 
-from accel.bpf import syscall, uapi
-from accel.bpf.attach_cgroup import attach_cgroup
-from accel.bpf.attach_iter import attach_iter, read_iter
-from accel.bpf.attach_sockets import attach_sk_msg, detach_sk_msg
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import mov
 from accel.bpf.errors import BpfError, ShapeError
-from accel.bpf.fd import Fd
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.link import Link
-from accel.bpf.map import Map
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
-from accel.bpf.probe import mov
-from accel.bpf.program import Program
+from accel.bpf.links.cgroup import attach_cgroup
+from accel.bpf.links.iterators import attach_iter, read_iter
+from accel.bpf.links.link import Link
+from accel.bpf.links.sockets import attach_sk_msg, detach_sk_msg
+from accel.bpf.loading.object import load
+from accel.bpf.loading.program import Program
+from accel.bpf.maps.map import Map
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapSpec
 from tests.kernel.conftest import LoadProgram
 

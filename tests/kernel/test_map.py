@@ -16,18 +16,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import map_batch, probe, syscall, uapi
-from accel.bpf.arena import Arena
-from accel.bpf.cpu import count_cpus, list_cpus, online_cpus, possible_cpus
+from accel.bpf.door import probe, syscall, uapi
+from accel.bpf.door.cpu import count_cpus, list_cpus, online_cpus, possible_cpus
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import mov
 from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
-from accel.bpf.fd import Fd
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format import btf as b
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.map import BatchError, Map, Redirect, differences, iter_maps, kernel_name
-from accel.bpf.map_create import adapted
-from accel.bpf.probe import mov
-from accel.bpf.program import Program
+from accel.bpf.loading.program import Program
+from accel.bpf.maps import batch as map_batch
+from accel.bpf.maps.arena import Arena
+from accel.bpf.maps.create import adapted
+from accel.bpf.maps.map import BatchError, Map, Redirect, differences, iter_maps, kernel_name
 from accel.bpf.spec import MapSpec
 from tests.bpf.handmade import Builder
 from tests.kernel.conftest import LoadProgram

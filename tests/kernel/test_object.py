@@ -14,22 +14,22 @@ from typing import NamedTuple
 
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import probe, syscall
-from accel.bpf.attach_cgroup import attach_cgroup
-from accel.bpf.attach_iter import attach_iter, read_iter
-from accel.bpf.attach_sockets import attach_sk_msg
-from accel.bpf.btf import BtfFeature
+from accel.bpf.door import probe, syscall
+from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError, ObjectError, ShapeError, VerifierRejected
-from accel.bpf.fd import Fd
-from accel.bpf.kernel import Kernel
-from accel.bpf.map import Map
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
-from accel.bpf.operands import put_maps
-from accel.bpf.ringbuf import RingBuffer
+from accel.bpf.format import btf as b
+from accel.bpf.format.btf import BtfFeature
+from accel.bpf.links.cgroup import attach_cgroup
+from accel.bpf.links.iterators import attach_iter, read_iter
+from accel.bpf.links.sockets import attach_sk_msg
+from accel.bpf.loading.kernel import Kernel
+from accel.bpf.loading.object import Object, load
+from accel.bpf.loading.operands import put_maps
+from accel.bpf.maps.map import Map
+from accel.bpf.maps.ringbuf import RingBuffer
+from accel.bpf.maps.variable import with_variables
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapReference, ObjectSpec
-from accel.bpf.variable import with_variables
 
 pytestmark = pytest.mark.kernel
 

@@ -13,17 +13,17 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import cpu as cpus
-from accel.bpf import syscall, uapi
+from accel.bpf.door import cpu as cpus
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import mov
 from accel.bpf.errors import BpfError, ShapeError
-from accel.bpf.fd import Fd
-from accel.bpf.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
+from accel.bpf.format import btf as b
+from accel.bpf.format.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.map import Map
-from accel.bpf.perfbuf import PerfBuffer
-from accel.bpf.probe import mov
-from accel.bpf.program import Program
+from accel.bpf.loading.program import Program
+from accel.bpf.maps.map import Map
+from accel.bpf.maps.perfbuf import PerfBuffer
 from accel.bpf.spec import MapSpec
 from tests.bpf.handmade import Builder
 from tests.kernel.conftest import LoadProgram
@@ -292,7 +292,7 @@ def test_memory_it_may_not_have(events: Map[bytes, bytes], monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise PermissionError(1, "no")
 
-    monkeypatch.setattr("accel.bpf.perfbuf.mmap.mmap", refuse)
+    monkeypatch.setattr("accel.bpf.maps.perfbuf.mmap.mmap", refuse)
     with pytest.raises(BpfError) as caught:
         PerfBuffer(events)
     assert "CAP_IPC_LOCK" in str(caught.value.remedy)

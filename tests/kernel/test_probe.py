@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import probe
-from accel.bpf.btf import BtfFeature
+from accel.bpf.door import probe
+from accel.bpf.door.probe import Answer
 from accel.bpf.errors import NotSupported
+from accel.bpf.format.btf import BtfFeature
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.probe import Answer
 
 GET_SOCKET_COOKIE, SK_LOOKUP_TCP, SK_RELEASE, SOCK_HASH_UPDATE = 46, 84, 86, 70
 MSG_REDIRECT_HASH, SK_STORAGE_GET, SK_CGROUP_ID, SKC_TO_TCP_SOCK = 71, 107, 128, 137
@@ -156,7 +156,7 @@ def test_memlock_is_raised_only_where_it_is_charged() -> None:
     code = """
 import resource
 from accel.bpf import Map, MapSpec, MapType
-from accel.bpf.probe import memlock_charged
+from accel.bpf.door.probe import memlock_charged
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
 Map.create(MapSpec("large", MapType.ARRAY, 4, 1 << 20, 1)).close()
 print(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], memlock_charged().value)

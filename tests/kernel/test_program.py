@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import prog_load, syscall, uapi
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import assemble, mov
 from accel.bpf.errors import BpfError, VerifierRejected
-from accel.bpf.fd import Fd
-from accel.bpf.insn import CALL, EXIT, LD_IMM64, POISON, PSEUDO_MAP_FD, Instruction
+from accel.bpf.format.insn import CALL, EXIT, LD_IMM64, POISON, PSEUDO_MAP_FD, Instruction
+from accel.bpf.format.sections import BPF_F_SLEEPABLE
 from accel.bpf.kinds import AttachType, MapType, ProgramType
-from accel.bpf.map import Map
-from accel.bpf.probe import assemble, mov
-from accel.bpf.program import Program, bpf_stats, iter_programs
-from accel.bpf.sections import BPF_F_SLEEPABLE
+from accel.bpf.loading import prog_load
+from accel.bpf.loading.program import Program, bpf_stats, iter_programs
+from accel.bpf.maps.map import Map
 from accel.bpf.spec import MapSpec, ProgramSpec
 from tests.kernel.conftest import LoadProgram
 

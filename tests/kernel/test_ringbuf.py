@@ -10,17 +10,17 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf.codec import codec_for
+from accel.bpf.door.probe import Answer, map_type, mov
 from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
-from accel.bpf.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
+from accel.bpf.format import btf as b
+from accel.bpf.format.codec import codec_for
+from accel.bpf.format.insn import CALL, EXIT, LD_IMM64, PSEUDO_MAP_FD, Instruction
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.map import Map
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
-from accel.bpf.probe import Answer, map_type, mov
-from accel.bpf.program import Program
-from accel.bpf.ringbuf import RingBuffer, UserRingBuffer
+from accel.bpf.loading.object import load
+from accel.bpf.loading.program import Program
+from accel.bpf.maps.map import Map
+from accel.bpf.maps.ringbuf import RingBuffer, UserRingBuffer
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapSpec
 from tests.bpf.conftest import Compile, compiled
 from tests.bpf.handmade import Builder
@@ -247,7 +247,7 @@ def test_statistics_say_how_full_it_is(write: Program, events: Map[bytes, bytes]
 
 def test_the_loader_does_without_an_event_loop() -> None:
     """Who only loads, or drains by hand, does not pay for anyio."""
-    code = "import sys, accel.bpf.ringbuf, accel.bpf.perfbuf; sys.exit('anyio' in sys.modules)"
+    code = "import sys, accel.bpf.maps.ringbuf, accel.bpf.maps.perfbuf; sys.exit('anyio' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

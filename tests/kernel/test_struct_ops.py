@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from accel.bpf.errors import BpfError, ObjectError
-from accel.bpf.kernel import Kernel
 from accel.bpf.kinds import AttachType, MapType
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
+from accel.bpf.loading.kernel import Kernel
+from accel.bpf.loading.object import load
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec, StructOps
 from tests.bpf.conftest import Compile, compiled
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import syscall, uapi
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.door.probe import mov
 from accel.bpf.errors import BpfError
-from accel.bpf.fd import Fd
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.probe import mov
 from tests.kernel.conftest import LoadProgram
 
 ALL = (1 << 41) - 1
@@ -64,7 +64,7 @@ def test_nobody_is_told_what_to_be_allowed() -> None:
     """Without privilege the remedy names the capabilities, whatever else there is."""
     code = """
 import os
-from accel.bpf import syscall, uapi
+from accel.bpf.door import syscall, uapi
 from accel.bpf.errors import BpfError
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

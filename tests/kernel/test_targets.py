@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import syscall
+from accel.bpf.door import syscall
 from accel.bpf.errors import BpfError, ObjectError
-from accel.bpf.kernel import Kernel
+from accel.bpf.format import btf as b
 from accel.bpf.kinds import ProgramType
-from accel.bpf.object import Object, load
-from accel.bpf.opener import open_object
-from accel.bpf.prog_load import NO_TARGET, Target
+from accel.bpf.loading.kernel import Kernel
+from accel.bpf.loading.object import Object, load
+from accel.bpf.loading.prog_load import NO_TARGET, Target
+from accel.bpf.loading.targets import find
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
-from accel.bpf.targets import find
 from tests.bpf.conftest import Compile, compiled
 
 __all__ = ["compiled"]

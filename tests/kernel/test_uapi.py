@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import uapi
-from accel.bpf.kernel_btf import KernelBtf
+from accel.bpf.door import uapi
+from accel.bpf.format import btf as b
+from accel.bpf.loading.kernel_btf import KernelBtf
 
 pytestmark = pytest.mark.kernel
 

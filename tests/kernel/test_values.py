@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from accel.bpf.door.probe import assemble, mov
 from accel.bpf.errors import BpfError, ObjectError, ShapeError
-from accel.bpf.insn import EXIT, Instruction
+from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import ProgramType
-from accel.bpf.map import Map
-from accel.bpf.object import load
-from accel.bpf.opener import open_object
-from accel.bpf.probe import assemble, mov
+from accel.bpf.loading.object import load
+from accel.bpf.maps.map import Map
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
 from tests.bpf.conftest import Compile, compiled
 

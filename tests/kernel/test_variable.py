@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from accel.bpf import btf as b
-from accel.bpf import probe, uapi
-from accel.bpf.arena import Arena
+from accel.bpf.door import probe, uapi
 from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
-from accel.bpf.insn import EXIT, LD_IMM64, Instruction
+from accel.bpf.format import btf as b
+from accel.bpf.format.insn import EXIT, LD_IMM64, Instruction
 from accel.bpf.kinds import MapType, ProgramType
-from accel.bpf.map import Map
-from accel.bpf.opener import open_object
+from accel.bpf.maps.arena import Arena
+from accel.bpf.maps.map import Map
+from accel.bpf.maps.variable import Variables, with_variables
+from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapSpec, ObjectSpec, VariableSpec
-from accel.bpf.variable import Variables, with_variables
 from tests.kernel.conftest import LoadProgram
 
 pytestmark = pytest.mark.kernel

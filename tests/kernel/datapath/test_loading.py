@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from accel.bpf import Link, Map, syscall, uapi
+from accel.bpf import Link, Map
+from accel.bpf.door import syscall, uapi
 from accel.datapath import loading
 from accel.datapath.datapath import Datapath
 from accel.datapath.errors import DatapathError, NotRunning

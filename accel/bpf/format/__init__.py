@@ -1,0 +1,1 @@
+"""What the files say, bit by bit: ELF, BTF, instructions, section names.  Pure."""

@@ -1,0 +1,93 @@
+"""Registering struct_ops: tables of kernel callbacks that programs fill."""
+
+from __future__ import annotations
+
+import errno
+from struct import pack
+from typing import Any
+
+from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
+from accel.bpf.errors import BpfError
+from accel.bpf.kinds import AttachType
+from accel.bpf.links.link import EmulatedLink, Link
+from accel.bpf.links.link_info import LinkInfo, StructOpsDetails
+from accel.bpf.loading.program import Program
+from accel.bpf.maps.map import Map
+
+_ONLY_KEY = pack("=I", 0)
+
+
+def attach_struct_ops(map: Map[Any, Any], value: bytes | None = None) -> Link:
+    """Have the kernel use a table of callbacks.
+
+    A table of section ".struct_ops.link" takes effect as a link and can be exchanged by
+    Link.update_map().  One of ".struct_ops" is registered until the link is closed; that
+    one cannot be pinned, but the map can, and keeps it.
+
+    Args:
+        map: Of type STRUCT_OPS.
+        value: Its only value, ready, with the descriptors of the programs filled in; None
+            for what load() made ready, the contents of the map's spec.
+
+    Raises:
+        BpfError: EEXIST when a table of that name is registered; EINVAL when the kernel
+            misses a callback; EBUSY when the map was used before.
+    """
+    write_struct_ops(map, value)
+    if not map.info().flags & uapi.BPF_F_LINK:
+        return _Registered(map)
+    action = f"attach struct_ops {map.name}"
+    attr = uapi.LinkCreate(prog_fd=map.fileno(), attach_type=AttachType.STRUCT_OPS)
+    try:
+        return Link(syscall.link_create(attr, action), f"of struct_ops {map.name}")
+    except BpfError as error:
+        raise _explain(error) from None
+
+
+def write_struct_ops(map: Map[Any, Any], value: bytes | None = None) -> None:
+    """Write a table into its map, for attach_struct_ops() or before Link.update_map().
+
+    One of ".struct_ops" is registered by that.  The arguments and errors are those of
+    attach_struct_ops().
+    """
+    action = f"write struct_ops {map.name}"
+    ready = map.spec.contents if value is None else value
+    if ready is None:
+        raise BpfError(
+            action, errno.EINVAL, remedy="give the value: this map was not made by load()"
+        )
+    try:
+        syscall.map_update_elem(map, _ONLY_KEY, ready, 0, action)
+    except BpfError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: BpfError) -> BpfError:
+    remedies = {
+        errno.EEXIST: "give the table another name: the kernel has one of that name",
+        errno.EBUSY: "load the object again: a table of callbacks is registered once",
+    }
+    remedy = remedies.get(error.errno)
+    return BpfError(error.action, error.errno, remedy=remedy) if remedy else error
+
+
+class _Registered(EmulatedLink):
+    """A table that was registered by writing it into its map."""
+
+    def __init__(self, map: Map[Any, Any]) -> None:
+        details = StructOpsDetails(map.info().id)
+        info = LinkInfo(0, uapi.LinkType.STRUCT_OPS, 0, details)
+        super().__init__(map, f"of struct_ops {map.name}", info)
+
+    def _replace(self, program: Program, old: Fd, action: str) -> None:
+        raise BpfError(
+            action, errno.EOPNOTSUPP, remedy="close this, and register another table of callbacks"
+        )
+
+    def _end(self, attached: Fd, action: str) -> None:
+        if not syscall.map_delete_elem(attached, _ONLY_KEY, action):
+            raise BpfError(action, errno.ENOENT)
+
+    def _release(self) -> None:
+        """The map's descriptor is all there was."""

@@ -1,0 +1,1 @@
+"""Load: an ObjectSpec becomes maps and verified programs in the running kernel."""

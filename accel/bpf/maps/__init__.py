@@ -1,0 +1,1 @@
+"""Maps in the kernel: made, read, written, iterated over; rings, arenas, variables."""

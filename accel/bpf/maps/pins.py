@@ -1,0 +1,78 @@
+"""Maps that ask for a pin under their name (LIBBPF_PIN_BY_NAME).
+
+Whoever loads first creates and pins such a map; whoever comes later uses that one, if it is
+what they need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from errno import EEXIST, EIO, ENOENT
+from pathlib import Path
+from typing import Any
+
+from accel.bpf.door.pin import unpin
+from accel.bpf.errors import BpfError
+from accel.bpf.format.btf import Btf
+from accel.bpf.maps.map import Map
+from accel.bpf.spec import MapSpec
+
+
+def path_of(directory: str | os.PathLike[str], name: str) -> Path:
+    """Where a map of that name is pinned: bpf file systems reserve names with a dot."""
+    return Path(directory, name.replace(".", "_"))
+
+
+def find_or_pin(
+    spec: MapSpec,
+    directory: str | os.PathLike[str],
+    btf: Btf | None,
+    create: Callable[[], Map[Any, Any]],
+    undo: ExitStack,
+) -> tuple[Map[Any, Any], bool]:
+    """The map pinned under the spec's name, or else a new one, pinned there.
+
+    Args:
+        undo: Takes a new pin away again, and the directory made for it.
+
+    Returns:
+        The map, and whether it is new.
+
+    Raises:
+        ShapeError: What is pinned there is not what the spec says; every difference is named.
+        BpfError: The map cannot be opened, created or pinned.
+    """
+    path = path_of(directory, spec.name)
+    try:
+        return Map.from_pin(path, spec=spec, btf=btf), False
+    except BpfError as error:
+        if error.errno != ENOENT:
+            raise
+    _make_directory(path.parent, undo)
+    created = create()
+    try:
+        created.pin(path)
+    except BaseException as error:
+        created.close()
+        if not isinstance(error, BpfError) or error.errno != EEXIST:
+            raise
+    else:
+        undo.callback(unpin, path)
+        return created, True
+    # Somebody pinned theirs since we looked: then theirs it is.
+    return Map.from_pin(path, spec=spec, btf=btf), False
+
+
+def _make_directory(directory: Path, undo: ExitStack) -> None:
+    if directory.is_dir():
+        return
+    _make_directory(directory.absolute().parent, undo)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise BpfError(f"create the directory {directory}", error.errno or EIO) from error
+    undo.callback(directory.rmdir)
