@@ -183,12 +183,14 @@ def _add_applets(tree: Tree, busybox: Path) -> None:
 
 
 def modules_of(kernel: Unpacked, cache: Path) -> Path:
-    """Kept beside the base, one for each kernel."""
-    sources = [HERE / "modules.py", HERE / "cpio.py", kernel.image]
+    """Modules and settings: kept beside the base, one for each kernel."""
+    sources = [HERE / "modules.py", HERE / "cpio.py", Path(__file__), kernel.image]
     target = cache / f"modules-{kernel.release}-{_fingerprint(sources)}.cpio"
     if not target.exists():
         tree = Tree()
         modules.pack(tree, kernel.modules, kernel.release)
+        if kernel.settings is not None:
+            tree.add_file(PurePosixPath("/boot", kernel.settings.name), kernel.settings)
         _replace_old(target, f"modules-{kernel.release}-*.cpio")
         tree.write(target)
     return target

@@ -29,6 +29,7 @@ class Unpacked:
     release: str  # as uname -r says
     image: Path
     modules: Path  # the directory that kernel/*.ko are in
+    settings: Path | None  # what it was built with, where the package says
 
 
 def read_matrix(path: Path) -> dict[str, Kernel]:
@@ -98,4 +99,5 @@ def _look_into(home: Path) -> Unpacked:
     image = home / "boot" / f"vmlinuz-{modules.name}"
     if not image.exists():
         image = modules / "vmlinuz"
-    return Unpacked(modules.name, image, modules)
+    settings = home / "boot" / f"config-{modules.name}"
+    return Unpacked(modules.name, image, modules, settings if settings.exists() else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from accel.bpf.format.btf import ByteOrder
+from accel.bpf.format.byteorder import ByteOrder
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
 VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT = range(9, 17)
@@ -35,8 +35,14 @@ class Builder:
         self, kind: int, name: str, value: int, *tail: int, vlen: int = 0, flag: bool = False
     ) -> int:
         """A type: its kind, name, size or type, and what follows struct btf_type."""
+        return self.add_named(kind, self.string(name), value, *tail, vlen=vlen, flag=flag)
+
+    def add_named(
+        self, kind: int, name: int, value: int, *tail: int, vlen: int = 0, flag: bool = False
+    ) -> int:
+        """The same, given the offset of its name."""
         info = kind << 24 | vlen | flag << 31
-        words = (self.string(name), info, value, *tail)
+        words = (name, info, value, *tail)
         self._types += struct.pack(f"{self._mark}{len(words)}I", *(w & 0xFFFFFFFF for w in words))
         self._last += 1
         return self._last

@@ -13,6 +13,7 @@ import pytest
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf, btf_ext, elf
 from accel.bpf.format.btf import Btf, BtfFeature, Placement
+from accel.bpf.format.byteorder import ByteOrder
 
 from . import handmade
 from .compilers import OBJECTS
@@ -207,7 +208,7 @@ def test_a_variable_without_symbol_is_refused(compiled: Compile) -> None:
 # --- written for older kernels ---------------------------------------------------------------
 
 
-def everything(byteorder: btf.ByteOrder = "little") -> bytes:
+def everything(byteorder: ByteOrder = "little") -> bytes:
     """One type of every kind that some kernel does not know, and what they need."""
     b = Builder(byteorder)
     integer = b.integer("int", 4, signed=True)
@@ -244,7 +245,7 @@ def test_a_kernel_with_everything_gets_everything(compiled: Compile, target: str
     ],
 )
 def test_what_a_kernel_lacks_is_replaced(
-    missing: BtfFeature, name: str, becomes: type, byteorder: btf.ByteOrder
+    missing: BtfFeature, name: str, becomes: type, byteorder: ByteOrder
 ) -> None:
     before = btf.parse(everything(byteorder))
     after = btf.parse(before.sanitised(ALL - {missing}))
@@ -256,6 +257,20 @@ def test_what_a_kernel_lacks_is_replaced(
     # Nothing else may change: ids stand in instructions, maps and func_info.
     untouched = [i for i in range(len(before)) if before.type(i) == after.type(i)]
     assert len(untouched) >= len(before) - 2
+
+
+@pytest.mark.parametrize(("name", "plain"), [("?.data/x", "_.data_x"), (".data.x", ".data.x")])
+def test_sections_get_names_that_older_kernels_take(name: str, plain: str) -> None:
+    b = Builder()
+    variable = b.add(handmade.VAR, "v", b.integer("int", 4), btf.GLOBAL)
+    b.add(handmade.DATASEC, name, 4, variable, 0, 4, vlen=1)
+    before = btf.parse(b.build())
+
+    after = btf.parse(before.sanitised(ALL - {BtfFeature.SECTION_NAMES}))
+
+    assert after.find(plain) is not None
+    assert [after.type(i).name for i in (1, 2)] == ["int", "v"]
+    assert btf.parse(before.sanitised(ALL)).find(name) is not None
 
 
 def test_nothing_new_is_left_for_the_oldest_kernel() -> None:
@@ -321,6 +336,44 @@ def test_circles_end_in_an_object_error(make: Callable[[], bytes]) -> None:
 def test_malformed_headers_and_types(edit: Callable[[bytes], bytes], message: str) -> None:
     with pytest.raises(ObjectError, match=message):
         btf.parse(edit(everything()))
+
+
+def test_names_that_overlap_cannot_multiply_the_file() -> None:
+    builder = Builder()
+    builder.integer("n" * 4094, 4)
+    for at in range(1, 2000):
+        builder.add_named(handmade.FWD, at, 0)
+
+    with pytest.raises(ObjectError, match="names overlap: they come to more than 4 times"):
+        btf.parse(builder.build())
+
+
+def test_parameters_of_many_functions_are_named_once() -> None:
+    builder = Builder()
+    integer = builder.integer("int", 4)
+    prototype = builder.function(integer, [("", integer)] * 3)
+    for number in range(5):
+        builder.add(handmade.FUNC, f"f{number}", prototype, vlen=btf.EXTERN)
+    placed = btf.parse(builder.build()).placed({}, {})
+    found = placed.type(prototype)
+
+    assert isinstance(found, btf.FuncProto)
+    assert [parameter.name for parameter in found.parameters] == ["f0"] * 3
+    assert {placed.type(3 + number).linkage for number in range(5)} == {btf.GLOBAL}  # type: ignore[union-attr]
+
+
+def test_the_first_type_of_a_name_and_kind_is_found() -> None:
+    builder = Builder()
+    for _ in range(3):
+        builder.add(handmade.FWD, ".data", 0)
+    builder.add(handmade.DATASEC, ".data", 0)
+    builder.add(handmade.DATASEC, ".data", 8)
+    types = btf.parse(builder.build())
+
+    for _ in range(2):
+        assert types.find(".data") == (1, btf.Fwd(".data", False))
+        assert types.find(".data", btf.Datasec) == (4, btf.Datasec(".data", 0, ()))
+        assert types.find(".data", btf.Var) is None
 
 
 def test_a_reference_to_no_type() -> None:

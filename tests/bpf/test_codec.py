@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -236,6 +237,11 @@ def test_what_does_not_fit_is_named(compiled: Compile, a: int, b: int, c: int, d
         ("bits", (8, 0, 0, 0, 0), "field low: 8 is not within 0 to 7"),
         ("fraction", "half", "'half' is no number"),
         ("wide", 1 << 127, "does not fit into 16 bytes"),
+        ("fraction", 10**400, "a number of 1329 bits is too large"),
+        pytest.param("truth", 1 << 20_000, "a number of 20001 bits is no bool", id="large"),
+        pytest.param(
+            "numbers", (0, 1 << 20_000, 0), r"field \[1\]: a number of 20001 bits", id="larger"
+        ),
     ],
 )
 def test_other_values_that_do_not_fit(
@@ -327,7 +333,72 @@ def test_names_that_python_does_not_take() -> None:
     builder.struct("s", 20, [(name, integer, 32 * i) for i, name in enumerate(names)])
     values = codec_for(btf.parse(builder.build()), 2).unpack(bytes(20))
 
-    assert values._fields == ("class_", "x", "x_", "field_12", "field_16")
+    assert values._fields == ("class_", "x", "x_2", "field_12", "field_16")
+
+
+def test_floats_that_are_too_large() -> None:
+    builder = Builder()
+    short = builder.add(handmade.FLOAT, "float", 4)
+    record = builder.struct("s", 4, [("share", short, 0)])
+    floats = codec_for(btf.parse(builder.build()), record)
+
+    assert floats.unpack(floats.pack((0.5,))) == (0.5,)
+    with pytest.raises(ValueError, match=r"field share: 1e\+300 is too large"):
+        floats.pack((1e300,))
+
+
+@pytest.mark.parametrize(
+    ("struct_name", "members", "expected"),
+    [
+        ("class", ("a",), ("a",)),
+        ("s", ("fi", "\ufb01"), ("fi", "field_4")),  # a ligature: one name to Python
+        ("s", ("\U0001d422\U0001d41f",), ("field_0",)),  # bold letters: "if" to Python
+        ("\ufb01", ("a", "a", "a", "a_2"), ("a", "a_2", "a_3", "a_2_2")),
+    ],
+)
+def test_names_of_members_are_the_records_own(
+    struct_name: str, members: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    builder = Builder()
+    integer = builder.integer("int", 4)
+    size = 4 * len(members)
+    builder.struct(struct_name, size, [(n, integer, 32 * i) for i, n in enumerate(members)])
+    values = codec_for(btf.parse(builder.build()), 2).unpack(bytes(size))
+
+    assert values._fields == expected
+
+
+def _pairs(name: str) -> Builder:
+    """A few types that a value has millions of."""
+    builder = Builder()
+    inner = builder.struct(name, 0, [])
+    for _ in range(28):
+        members = [("left" if name else "", inner, 0), ("right" if name else "", inner, 0)]
+        inner = builder.struct(name, 0, members)
+    return builder
+
+
+def _nothings() -> Builder:
+    builder = Builder()
+    builder.array(builder.struct("empty", 0, []), (1 << 32) - 1)
+    return builder
+
+
+@pytest.mark.parametrize("make", [lambda: _pairs(""), lambda: _pairs("pair"), _nothings])
+def test_values_of_too_many_parts(make: Callable[[], Builder]) -> None:
+    types = btf.parse(make().build())
+    with pytest.raises(ObjectError, match="a value of more than 262144 elements, 16384 members"):
+        codec_for(types, len(types) - 1)
+
+
+def test_large_arrays_of_numbers_are_no_parts() -> None:
+    builder = Builder()
+    integer = builder.integer("int", 4)
+    many = builder.array(integer, 1 << 19)
+    builder.struct("s", 4 + (4 << 19), [("many", many, 0), ("last", integer, 32 << 19)])
+    types = btf.parse(builder.build())
+
+    assert codec_for(types, 3).size == 4 + (4 << 19)
 
 
 def test_types_without_values() -> None:
@@ -340,7 +411,7 @@ def test_types_without_values() -> None:
 
     with pytest.raises(ObjectError, match="struct unknown has no value"):
         codec_for(types, 1)
-    with pytest.raises(ObjectError, match="nests too deep"):
+    with pytest.raises(ObjectError, match="nests more than 32 deep"):
         codec_for(types, 2)
     with pytest.raises(ObjectError, match="an integer of 3 bytes"):
         codec_for(types, 3)

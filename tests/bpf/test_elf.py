@@ -14,6 +14,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import elf
+from tests.fuzz import hostile
 
 from .conftest import Compile
 
@@ -125,6 +126,11 @@ def test_a_section_outside_the_file(compiled: Compile) -> None:
     with pytest.raises(ObjectError, match="outside the file") as error:
         elf.parse(bytes(data))
     assert error.value.place == f"section header 3, offset {table + 3 * 64:#x}"
+
+
+def test_overlapping_names_cannot_multiply_the_file() -> None:
+    with pytest.raises(ObjectError, match="names overlap: they come to more than 4 times"):
+        elf.parse(hostile.overlapping_symbol_names())
 
 
 def test_overlapping_sections_cannot_multiply_the_file(compiled: Compile) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf
-from accel.bpf.format.btf import Btf, ByteOrder
+from accel.bpf.format.btf import Btf
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.loading import kconfig
 from accel.bpf.spec import ExternKind, ExternSpec
 
@@ -68,6 +69,7 @@ class Types:
         self.ids["enum"] = builder.enum("other", values)
         self.ids["tristate64"] = builder.enum64("libbpf_tristate", values)
         self.ids["char[8]"] = builder.array(self.ids["s8"], 8)
+        self.ids["char[0]"] = builder.array(self.ids["s8"], 0)
         self.ids["int[2]"] = builder.array(self.ids["s32"], 2)
         self.ids["struct"] = builder.struct("s", 4, [])
         const = builder.add(handmade.CONST, "", self.ids["s32"])
@@ -184,6 +186,15 @@ def test_the_map_of_all_externs() -> None:
     made = kconfig.contents(types.btf, (absent, version, name, hz), setting)
     assert made == struct.pack("<i8siQ", 250, b"", 0x60102, 0)
     assert kconfig.contents(types.btf, (), setting) == b""
+
+
+def test_a_text_of_no_size_moves_nothing() -> None:
+    types = Types()
+    names = {"CONFIG_NONE": "char[0]", "CONFIG_HZ": "s32"}
+    externs = [types.extern(word, name=name) for name, word in names.items()]
+
+    assert kconfig.contents(types.btf, externs, lambda _: '"text"' if _ == "CONFIG_NONE" else "1")
+    assert kconfig.value_for(types.btf, externs[0], '"text"') == b""
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:

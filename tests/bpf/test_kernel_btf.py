@@ -16,6 +16,7 @@ import pytest
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf
 from accel.bpf.format.btf import Btf
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.loading.kernel_btf import VMLINUX, KernelBtf
 
 from . import handmade
@@ -203,7 +204,7 @@ def test_files_that_hold_no_types(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("byteorder", ["little", "big"])
-def test_types_of_another_machine(tmp_path: Path, byteorder: btf.ByteOrder) -> None:
+def test_types_of_another_machine(tmp_path: Path, byteorder: ByteOrder) -> None:
     builder = Builder(byteorder)
     integer = builder.integer("int", 4)
     inner = builder.composite(handmade.UNION, "", 4, [("deep", integer, 0)])
@@ -233,7 +234,7 @@ def test_an_unknown_kind_and_a_last_type_cut_short() -> None:
 
 
 @pytest.mark.parametrize("byteorder", ["little", "big"])
-def test_what_only_looks_like_a_header(byteorder: btf.ByteOrder) -> None:
+def test_what_only_looks_like_a_header(byteorder: ByteOrder) -> None:
     """A member whose type has the number of a name, with the bits of a struct for its offset."""
     builder = Builder(byteorder)
     name = builder.string("s")
@@ -337,7 +338,7 @@ def test_names_of_a_module_are_its_own(module: tuple[bytes, bytes, ModuleBuilder
 
 
 def test_a_module_for_another_machine(module: tuple[bytes, bytes, ModuleBuilder]) -> None:
-    other: btf.ByteOrder = "big" if module[0][:2] == b"\x9f\xeb" else "little"
+    other: ByteOrder = "big" if module[0][:2] == b"\x9f\xeb" else "little"
     with (
         KernelBtf(Builder(other).build()) as base,
         pytest.raises(ObjectError, match="-endian types of a module"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from accel.bpf.errors import ObjectError
-from accel.bpf.format import elf
+from accel.bpf.format import btf, elf
 from accel.bpf.kinds import MapType
 from accel.bpf.opening import legacy
 from accel.bpf.spec import MapSpec
@@ -17,9 +18,16 @@ from . import placed
 from .conftest import Compile
 
 
+def read(
+    file: elf.Elf, section: elf.Section, types: btf.Btf | None
+) -> Iterator[tuple[int, MapSpec]]:
+    symbols = [symbol for symbol in file.symbols if symbol.section == section.index]
+    return legacy.read_maps(section, symbols, file.byteorder, types)
+
+
 def maps_of(compiled: Compile, name: str, section: str, target: str) -> dict[str, MapSpec]:
     file, types = placed.read(compiled(name, target))
-    found = legacy.read_maps(file, placed.section(file, section), types)
+    found = read(file, placed.section(file, section), types)
     return {spec.name: spec for _, spec in found}
 
 
@@ -35,7 +43,7 @@ def test_the_shared_words(compiled: Compile, target: str) -> None:
 
 def test_offsets_are_those_of_the_symbols(compiled: Compile) -> None:
     file, types = placed.read(compiled("legacy_maps"))
-    found = legacy.read_maps(file, placed.section(file, "maps"), types)
+    found = read(file, placed.section(file, "maps"), types)
     assert [offset for offset, _ in found] == [0, 20, 40]
 
 
@@ -47,12 +55,12 @@ def test_four_words_are_enough(compiled: Compile, target: str) -> None:
 def test_annotated_types_of_the_right_sizes(compiled: Compile, target: str) -> None:
     file, types = placed.read(compiled("legacy_maps", target))
     section = placed.section(file, "maps")
-    first, second, _ = (spec for _, spec in legacy.read_maps(file, section, types))
+    first, second, _ = (spec for _, spec in read(file, section, types))
 
     assert types.describe(first.value_type_id) == "struct record"
     assert types.size_of(first.key_type_id) == 4
     assert (second.key_type_id, second.value_type_id) == (0, 0)
-    without = next(legacy.read_maps(file, section, None))[1]
+    without = next(read(file, section, None))[1]
     assert without == replace(first, key_type_id=0, value_type_id=0)
 
 
@@ -83,14 +91,14 @@ def test_a_template_is_a_map_before(number: int) -> None:
     outer = struct.pack("<7I", MapType.ARRAY_OF_MAPS, 4, 4, 1, 0, number, 0)
     inner = ARRAY + bytes(8)
     file, section = _file(inner + outer + inner, ("a", 0, 28), ("outer", 28, 28), ("b", 56, 28))
-    assert [spec.inner for _, spec in legacy.read_maps(file, section, None)] == [None] * 3
+    assert [spec.inner for _, spec in read(file, section, None)] == [None] * 3
 
 
 def test_ids_of_several_maps_name_none() -> None:
     inner = ARRAY + struct.pack("<4I", 7, 0, 0, 0)
     outer = struct.pack("<9I", MapType.HASH_OF_MAPS, 4, 4, 1, 0, 1, 0, 7, 0)
     file, section = _file(inner * 2 + outer, ("a", 0, 36), ("b", 36, 36), ("outer", 72, 36))
-    assert [spec.inner for _, spec in legacy.read_maps(file, section, None)] == [None] * 3
+    assert [spec.inner for _, spec in read(file, section, None)] == [None] * 3
 
 
 def test_unknown_fields_are_kept(compiled: Compile, target: str) -> None:
@@ -135,7 +143,7 @@ ARRAY = struct.pack("<5I", MapType.ARRAY, 4, 8, 1, 0)
 def test_symbols_of_old_llvm_have_neither_type_nor_size() -> None:
     file, section = _file(ARRAY * 2, ("b", 20, 0), ("a", 0, 0), kind=elf.STT_NOTYPE)
 
-    found = dict(legacy.read_maps(file, section, None))
+    found = dict(read(file, section, None))
 
     assert {offset: spec.name for offset, spec in found.items()} == {0: "a", 20: "b"}
     assert found[20].value_size == 8
@@ -145,14 +153,14 @@ def test_labels_mark_nothing() -> None:
     file, section = _file(ARRAY, ("a", 0, 20), ("", 0, 0))
     label = elf.Symbol(2, "label", 0, 4, 0, elf.STB_LOCAL, elf.STT_NOTYPE, 0)
     file = replace(file, symbols=(*file.symbols, label))
-    assert [spec.name for _, spec in legacy.read_maps(file, section, None)] == ["a"]
+    assert [spec.name for _, spec in read(file, section, None)] == ["a"]
 
 
 def test_definitions_of_different_sizes() -> None:
     longer = ARRAY + struct.pack("<4I", 1, 0, 0, 0)
     file, section = _file(ARRAY + longer + bytes(4), ("a", 0, 20), ("b", 20, 36))
 
-    extras = [spec.extra for _, spec in legacy.read_maps(file, section, None)]
+    extras = [spec.extra for _, spec in read(file, section, None)]
 
     assert [len(extra) for extra in extras] == [0, 16]
 
@@ -174,4 +182,4 @@ def test_definitions_of_different_sizes() -> None:
 def test_refused(data: bytes, symbols: list[tuple[str, int, int]], message: str) -> None:
     file, section = _file(data, *symbols)
     with pytest.raises(ObjectError, match=message):
-        list(legacy.read_maps(file, section, None))
+        list(read(file, section, None))

@@ -290,6 +290,19 @@ def test_malformed_lines_are_left_out(compiled: Compile) -> None:
     assert [r for r in remarks if "functions and lines of programs are not known" in r]
 
 
+def test_lines_without_text_are_left_out(compiled: Compile) -> None:
+    """The kernel refuses them, and what it says of a program could not be explained."""
+    data = bytearray(compiled("calls").read_bytes())
+    at = section_at(bytes(data), ".BTF.ext")
+    length, _, _, lines = struct.unpack_from("<IIII", data, at + 4)
+    # In the first record of line_info, after the size of one and the head of a block.
+    struct.pack_into("<I", data, at + length + lines + 4 + 8 + 8, 99_999)
+    spec = open_object(bytes(data))
+
+    assert spec.programs["first"].line_info == ()
+    assert [r for r in spec.remarks if "no text at offset 0x1869f of the strings" in r]
+
+
 def test_malformed_relocations_of_fields_are_refused(compiled: Compile) -> None:
     """Without them the program would read other fields than its author meant."""
     data = bytearray(compiled("calls").read_bytes())

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf, insn
-from accel.bpf.format.btf import Btf, ByteOrder
+from accel.bpf.format.btf import Btf
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.format.insn import Instruction
 from accel.bpf.kinds import ProgramType
 from accel.bpf.loading.kernel_btf import VMLINUX, KernelBtf

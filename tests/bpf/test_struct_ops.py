@@ -9,9 +9,11 @@ import pytest
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf, elf
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.kinds import MapType
 from accel.bpf.loading.kernel_btf import KernelBtf
 from accel.bpf.opening import struct_ops
+from accel.bpf.opening.addends import Addends
 from accel.bpf.spec import MapSpec, StructOps
 
 from . import handmade as h
@@ -28,7 +30,8 @@ def name_of(symbol: elf.Symbol, addend: int) -> str:
 
 def tables(compiled: Compile, section: str, target: str) -> tuple[dict[str, MapSpec], btf.Btf]:
     file, types = placed.read(compiled("struct_ops", target))
-    found = struct_ops.read_maps(file, placed.section(file, section), types, name_of)
+    place = placed.section(file, section)
+    found = struct_ops.read_maps(place, types, Addends(file).pointers(place), name_of)
     return {spec.name: spec for spec in found}, types
 
 
@@ -99,7 +102,10 @@ class Object:
         file = elf.Elf("little", (section, table), (symbol,), {0: (table,)})
         types = btf.parse(self.types.build())
         found = struct_ops.read_maps(
-            file, section, types, lambda symbol, addend: f"{symbol.name}+{addend}"
+            section,
+            types,
+            Addends(file).pointers(section),
+            lambda symbol, addend: f"{symbol.name}+{addend}",
         )
         return list(found)
 
@@ -117,7 +123,8 @@ def test_a_static_function_is_an_offset_in_its_section() -> None:
     [
         ((0,), "offset 0x0: a relocation outside all variables"),
         ((8,), "no callback of table"),
-        ((17,), "no callback of table"),
+        ((9,), "no callback of table"),
+        ((17,), "no room for an address"),
         ((16, 16), "a second relocation of a callback"),
     ],
 )
@@ -170,10 +177,9 @@ class Kernel:
     def __init__(self, types: btf.Btf) -> None:
         self._types = types
         self.type = types.type
-        self.candidates = types.candidates
 
     @property
-    def byteorder(self) -> btf.ByteOrder:
+    def byteorder(self) -> ByteOrder:
         return self._types.byteorder
 
     def type_id(self, name: str, kind: btf.Kind[btf.Type]) -> int | None:

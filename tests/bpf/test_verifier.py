@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from accel.bpf.errors import ObjectError
 from accel.bpf.format.insn import POISON
 from accel.bpf.loading.verifier import Finding, find, source_at
 from accel.bpf.spec import LineInfo
@@ -202,6 +203,13 @@ def test_the_source_line_covers_instructions_to_the_next(instruction: int, line:
     text = {3: "return 0;", 5: "exit();"}[line]
 
     assert source_at(instruction, lines, strings.__getitem__) == f"careless.bpf.c:{line}: {text}"
+
+
+def test_a_text_that_cannot_be_read_is_no_source() -> None:
+    def string(offset: int) -> str:
+        raise ObjectError(f"no name at offset {offset}")
+
+    assert source_at(3, (LineInfo(0, 1, 2, 3, 0),), string) is None
 
 
 def test_without_line_info_there_is_no_source() -> None:

@@ -41,10 +41,17 @@ class Result(NamedTuple):
 
 
 def run_batch(
-    objects: Sequence[Path], first: int, count: int, *, keep: Path | None = None
+    objects: Sequence[Path],
+    first: int,
+    count: int,
+    *,
+    keep: Path | None = None,
+    as_they_are: bool = False,
 ) -> Result:
-    """Try mutants `first` to `first + count` in a process of their own."""
+    """Try mutants `first` to `first + count`, or the objects, in a process of their own."""
     command = [sys.executable, "-m", "tests.fuzz.trial", str(first), str(count)]
+    if as_they_are:
+        command.append("--as-they-are")
     if keep is not None:
         command += ["--keep", str(keep)]
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.conftest import compiled
+from tests.fuzz.hostile import CONSTRUCTIONS
 from tests.fuzz.mutation import Subject
 from tests.fuzz.run import run_batch
 from tests.fuzz.trial import MEMORY_BYTES, complaint_about
@@ -26,6 +27,17 @@ def subjects(compiled: Callable[..., Path]) -> list[Path]:
 
 def test_only_object_errors_come_of_damage(subjects: list[Path]) -> None:
     result = run_batch(subjects, 0, MUTANTS)
+
+    assert result.complaints == []
+    assert 0 < result.peak_kib * 1024 < MEMORY_BYTES
+
+
+def test_only_object_errors_come_of_malice(tmp_path: Path) -> None:
+    paths = []
+    for make in CONSTRUCTIONS:
+        paths.append(tmp_path / f"{make.__name__}.bpf.o")
+        paths[-1].write_bytes(make())
+    result = run_batch(paths, 0, len(paths), as_they_are=True)
 
     assert result.complaints == []
     assert 0 < result.peak_kib * 1024 < MEMORY_BYTES

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +21,7 @@ from accel.bpf import BpfError, KernelBtf, ObjectError, ObjectSpec, open_object
 from accel.bpf.format.btf import BtfFeature
 from accel.bpf.format.codec import codec_for
 from accel.bpf.loading.relocate import relocate
+from accel.cli.object_facts import facts_of
 from tests.fuzz.mutation import Subject
 
 MEMORY_BYTES = 512 << 20
@@ -43,6 +44,8 @@ def try_object(data: bytes, kernel: KernelBtf | None) -> None:
         return
     repr(spec)
     _use_types(spec)
+    with suppress(ObjectError):
+        facts_of(spec, "", len(data), with_relocations=True)
     for program in spec.programs.values():
         if kernel is None or spec.btf is None or not program.core_relocations:
             continue
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("--keep", type=Path, help="directory for the offending mutants")
     parser.add_argument("--no-kernel", action="store_true")
+    parser.add_argument("--as-they-are", action="store_true", help="change nothing")
     parser.add_argument("objects", nargs="+", type=Path)
     chosen = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -112,7 +116,7 @@ def main() -> None:
             kernel = None
     for number in range(chosen.first, chosen.first + chosen.count):
         subject = subjects[number % len(subjects)]
-        data = subject.mutant(number)
+        data = subject.data if chosen.as_they_are else subject.mutant(number)
         complaint = complaint_about(data, kernel)
         if complaint is None:
             continue

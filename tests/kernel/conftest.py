@@ -22,6 +22,7 @@ from uuid import uuid4
 import pytest
 
 from accel.bpf.door import syscall, uapi
+from accel.bpf.door.fd import Fd
 from accel.bpf.door.probe import assemble
 from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.format.insn import Instruction
@@ -73,17 +74,28 @@ class Ledger:
     def __init__(self) -> None:
         self._made: set[tuple[uapi.Cmd, int]] = set()
         self._bpf = syscall.bpf
+        self._map_create_log = syscall.map_create_log
+
+    def map_create_log(self, attr: uapi.MapCreate, log_bytes: int) -> tuple[Fd | None, str]:
+        """The one command that goes past bpf(), for its second attr."""
+        made, log = self._map_create_log(attr, log_bytes)
+        if made is not None:
+            self._note(attr.CMD, made.fileno())
+        return made, log
 
     def bpf(self, attr: uapi.Attr, action: str) -> int:
         result = self._bpf(attr, action)
         if attr.CMD in _IDS:
-            info = _IDS[attr.CMD][1]()
-            question = uapi.ObjGetInfoByFd(
-                bpf_fd=result, info_len=ctypes.sizeof(info), info=ctypes.addressof(info)
-            )
-            self._bpf(question, "note what was made")
-            self._made.add((attr.CMD, info.id))
+            self._note(attr.CMD, result)
         return result
+
+    def _note(self, cmd: uapi.Cmd, fd: int) -> None:
+        info = _IDS[cmd][1]()
+        question = uapi.ObjGetInfoByFd(
+            bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info)
+        )
+        self._bpf(question, "note what was made")
+        self._made.add((cmd, info.id))
 
     def alive(self) -> list[str]:
         return [
@@ -109,6 +121,7 @@ def no_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ledger = Ledger()
     before = _open_fds()
     monkeypatch.setattr(syscall, "bpf", ledger.bpf)
+    monkeypatch.setattr(syscall, "map_create_log", ledger.map_create_log)
     yield
     gc.collect()
     assert _open_fds() == before

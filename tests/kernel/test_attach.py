@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import iter_unpack
 
 import pytest
 
+from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.door.pin import unpin
 from accel.bpf.door.probe import mov
 from accel.bpf.door.uapi import LinkType
-from accel.bpf.errors import BpfError
+from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import AttachType, MapType, ProgramType
 from accel.bpf.links.attach import attach
@@ -177,3 +179,28 @@ def test_other_links_take_no_table_of_callbacks(link: Link) -> None:
         pytest.raises(BpfError, match="put map words into link"),
     ):
         link.update_map(words)
+
+
+@pytest.mark.parametrize(
+    ("ask", "since"),
+    [
+        (probe.xdp_links, (5, 9)),
+        (probe.perf_links, (5, 15)),
+        (probe.tcx_links, (6, 6)),
+        (probe.sockmap_links, (6, 10)),
+    ],
+)
+def test_links_came_when_they_came(ask: Callable[[], probe.Answer], since: tuple[int, int]) -> None:
+    answer = ask()
+    assert answer is not probe.Answer.UNKNOWN
+    if answer is probe.Answer.NO:
+        raise NotSupported(ask.__name__, since)
+
+
+def test_links_are_not_known_where_asking_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(attr: uapi.Attr, action: str) -> int:
+        raise BpfError(action, errno.EINVAL if attr.CMD is uapi.Cmd.PROG_LOAD else errno.EPERM)
+
+    monkeypatch.setattr(syscall, "bpf", refuse)
+    for ask in (probe.xdp_links, probe.perf_links):
+        assert ask.__wrapped__() is probe.Answer.UNKNOWN  # type: ignore[attr-defined]

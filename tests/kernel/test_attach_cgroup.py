@@ -141,6 +141,43 @@ def test_what_an_emulated_link_cannot_do_it_says(
         assert ids(cgroup) == [sock_ops.id]
 
 
+def test_what_others_detached_is_not_exchanged(
+    sock_ops: Program, load_program: LoadProgram, cgroup: Path, without_links: None
+) -> None:
+    other = load_program(ProgramType.SOCK_OPS, mov(0, 0), LEAVE, name="other")
+    with attach_cgroup(sock_ops, cgroup) as link:
+        with Fd(os.open(cgroup, os.O_RDONLY)) as directory:
+            syscall.prog_detach(directory, sock_ops, AttachType.CGROUP_SOCK_OPS, "take away")
+        with pytest.raises(BpfError, match="EPERM"):
+            link.update(other, expected=sock_ops)
+        with pytest.raises(BpfError, match="ENOLINK"):
+            link.update(other)
+        assert ids(cgroup) == []
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_cannot_be_held_is_not_attached(
+    sock_ops: Program,
+    cgroup: Path,
+    without_links: None,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int,
+) -> None:
+    real, room = os.dup, [left]
+
+    def dup(number: int) -> int:
+        if not room[0]:
+            raise OSError(errno.EMFILE, "too many open files")
+        room[0] -= 1
+        return real(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", dup)
+        with pytest.raises(BpfError, match="EMFILE"):
+            attach_cgroup(sock_ops, cgroup)
+    assert ids(cgroup) == []
+
+
 def test_an_emulated_link_of_a_removed_cgroup_closes(
     sock_ops: Program, cgroup: Path, without_links: None
 ) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
-from accel.bpf.door import syscall, uapi
-from accel.bpf.errors import BpfError
+from accel.bpf.door import probe, syscall, uapi
+from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.kinds import AttachType
+from accel.bpf.links import netlink
 from accel.bpf.links.attach import attach
 from accel.bpf.links.link import EmulatedLink, Link
 from accel.bpf.links.link_info import DeviceDetails, NetfilterDetails
@@ -43,6 +46,9 @@ __all__ = ["attach_object", "compiled", "load_attach", "netns"]
 
 pytestmark = pytest.mark.kernel
 
+FRAME_TYPE = 0x88B5  # for experiments, IEEE 802
+UNKNOWN_XDP_FLAG = 1 << 10
+
 
 @pytest.fixture
 def before_links(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +61,19 @@ def before_links(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(attr, action)
 
     monkeypatch.setattr(syscall, "bpf", bpf)
+    for name in ("xdp_links", "tcx_links"):
+        monkeypatch.setattr(probe, name, lambda: probe.Answer.NO)
+
+
+@pytest.fixture
+def no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever attaches in the older way fails."""
+
+    def attach(*arguments: object, **options: object) -> None:
+        pytest.fail("attached in the older way")
+
+    monkeypatch.setattr(netlink, "attach_xdp", attach)
+    monkeypatch.setattr(netlink, "attach_clsact", attach)
 
 
 def runs(obj: Object, netns: Netns) -> bool:
@@ -69,9 +88,33 @@ def runs(obj: Object, netns: Netns) -> bool:
 
 
 def runs_not(obj: Object, netns: Netns) -> bool:
+    """Whether frames that arrived did not meet the program."""
     before = hits(obj)
-    netns.send()
+    netns.call(_send_and_receive)
     return hits(obj) == before
+
+
+def _send_and_receive() -> None:
+    """Send frames from right to left until two arrived: all that is done with the first is done."""
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(FRAME_TYPE)) as receiver,
+    ):
+        sender.bind(("right", 0))
+        receiver.bind(("left", FRAME_TYPE))
+        receiver.setblocking(False)
+        arrived = 0
+
+        def two_arrived() -> bool:
+            nonlocal arrived
+            sender.send(b"\xff" * 12 + FRAME_TYPE.to_bytes(2, "big") + bytes(46))
+            with suppress(BlockingIOError):
+                while True:
+                    receiver.recv(100)
+                    arrived += 1
+            return arrived >= 2
+
+        wait_for(two_arrived)
 
 
 # --- XDP -----------------------------------------------------------------------------------
@@ -140,6 +183,84 @@ def test_xdp_of_a_kernel_without_links(load_attach: Load, netns: Netns, before_l
             link.pin("/nowhere")
     assert runs_not(other, netns)
     link.close()
+
+
+def test_a_refused_xdp_link_is_not_attached_in_the_older_way(
+    load_attach: Load, netns: Netns, no_netlink: None
+) -> None:
+    needs((5, 9))
+    program = load_attach("on_packet").programs["on_packet"]
+    with pytest.raises(BpfError, match=r"attach program on_packet to left: .*EINVAL") as caught:
+        netns.call(lambda: attach_xdp(program, "left"))
+    assert caught.value.remedy == "attach an XDP program; this is a SCHED_CLS"
+
+
+def test_xdp_of_a_kernel_without_conditions(
+    load_attach: Load, netns: Netns, before_links: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 5.7 XDP_FLAGS_REPLACE is a flag like any other that no kernel knows."""
+    monkeypatch.setattr(netlink, "_XDP_REPLACE", UNKNOWN_XDP_FLAG)
+    obj, other = load_attach("on_frame"), load_attach("on_frame")
+    program, theirs = obj.programs["on_frame"], other.programs["on_frame"]
+    with netns.call(lambda: attach_xdp(program, "left", mode="generic")) as link:
+        link.update(theirs)
+        assert runs(other, netns)
+        link.update(program)
+        netns.call(lambda: _set_xdp(theirs.fileno()))
+        with pytest.raises(BpfError, match="EPERM"):
+            link.update(program, expected=program)
+    assert runs(other, netns)
+    netns.call(lambda: _set_xdp(-1))
+    with netns.call(lambda: attach_xdp(program, "left", mode="generic")):
+        assert runs(obj, netns)
+    assert runs_not(obj, netns)
+
+
+def _set_xdp(program: int) -> None:
+    """As others do who ask nobody."""
+    from pyroute2 import IPRoute
+
+    wanted = [("IFLA_XDP_FD", program), ("IFLA_XDP_FLAGS", {"value": 1 << 1})]
+    with IPRoute() as route:
+        route.link("set", index=socket.if_nametoindex("left"), xdp={"attrs": wanted})
+
+
+def test_others_xdp_program_is_left_alone(
+    load_attach: Load, netns: Netns, before_links: None
+) -> None:
+    obj, other = load_attach("on_frame"), load_attach("on_frame")
+    program, theirs = obj.programs["on_frame"], other.programs["on_frame"]
+    with netns.call(lambda: attach_xdp(program, "left", mode="generic")) as link:
+        netns.call(lambda: _set_xdp(theirs.fileno()))
+        with pytest.raises(BpfError, match="ENOLINK"):
+            link.update(program)
+    assert runs(other, netns)
+
+
+@pytest.mark.parametrize("call", ["dup", "open", "fstat"])
+@pytest.mark.parametrize("way", [attach_xdp, attach_clsact])
+def test_what_cannot_be_held_is_not_attached(
+    load_attach: Load,
+    netns: Netns,
+    before_links: None,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[..., Link],
+    call: str,
+) -> None:
+    """Nor is a descriptor left behind, nor another error raised."""
+    name = "on_frame" if way is attach_xdp else "on_packet"
+    obj = load_attach(name)
+    arguments = ("left",) if way is attach_xdp else ("left", "ingress")
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(BpfError, match="EMFILE"):
+            netns.call(lambda: way(obj.programs[name], *arguments))
+    assert runs_not(obj, netns)
+    assert netns.call(_qdiscs) == set()
 
 
 def test_netlink_works_inside_an_event_loop(
@@ -239,6 +360,49 @@ def test_clsact_programs_share_a_device(load_attach: Load, netns: Netns) -> None
     netns.call(body)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first", "last"])
+def test_the_last_to_close_removes_the_qdisc(
+    load_attach: Load, netns: Netns, order: tuple[int, int]
+) -> None:
+    programs = [load_attach("on_packet").programs["on_packet"] for _ in range(2)]
+
+    def body() -> None:
+        links = [
+            attach_clsact(programs[0], "left", "ingress"),
+            attach_clsact(programs[1], "left", "egress"),
+        ]
+        links[order[0]].close()
+        assert _qdiscs() == {"clsact"}
+        links[order[1]].close()
+        assert _qdiscs() == set()
+
+    netns.call(body)
+
+
+def test_a_qdisc_with_filters_of_others_stays(load_attach: Load, netns: Netns) -> None:
+    program = load_attach("on_packet").programs["on_packet"]
+
+    def body() -> None:
+        with attach_clsact(program, "left", "ingress"):
+            _add_filter(program.fileno())
+        assert _qdiscs() == {"clsact"}
+        with attach_clsact(program, "left", "ingress"):
+            _tc("filter", "del", "dev", "left", "egress")
+        # It is theirs by now: they found it there, and left it.
+        assert _qdiscs() == {"clsact"}
+
+    netns.call(body)
+
+
+def _add_filter(program: int) -> None:
+    """As others do, on egress."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        index = socket.if_nametoindex("left")
+        route.tc("add-filter", "bpf", index, fd=program, name="theirs", parent=0xFFFFFFF3, prio=7)
+
+
 def test_a_qdisc_of_others_stays(load_attach: Load, netns: Netns) -> None:
     program = load_attach("on_packet").programs["on_packet"]
 
@@ -279,6 +443,25 @@ def test_tc_of_a_kernel_without_links(load_attach: Load, netns: Netns, before_li
         assert isinstance(link, EmulatedLink)
         assert runs(obj, netns)
     assert runs_not(obj, netns)
+
+
+def test_a_refused_tcx_link_is_not_attached_in_the_older_way(
+    load_attach: Load, netns: Netns, no_netlink: None
+) -> None:
+    needs((6, 6))
+    program = load_attach("on_frame").programs["on_frame"]
+    with pytest.raises(BpfError, match=r"attach program on_frame to ingress .*EINVAL") as caught:
+        netns.call(lambda: attach_tc(program, "left", "ingress"))
+    assert caught.value.remedy == "attach a SCHED_CLS program; this is a XDP"
+
+
+def test_a_refused_order_does_not_say_that_there_is_no_tcx(load_attach: Load, netns: Netns) -> None:
+    needs((6, 6))
+    program = load_attach("on_packet").programs["on_packet"]
+    unknown = Order(flags=1 << 30)
+    with pytest.raises(BpfError, match="EINVAL") as caught:
+        netns.call(lambda: attach_tcx(program, "left", "ingress", order=unknown))
+    assert not isinstance(caught.value, NotSupported)
 
 
 def test_tc_wants_a_direction(load_attach: Load) -> None:

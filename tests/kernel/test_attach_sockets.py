@@ -10,7 +10,7 @@ from struct import pack
 
 import pytest
 
-from accel.bpf.door import syscall, uapi
+from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.door.probe import mov
 from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import BpfError
@@ -83,6 +83,100 @@ def _refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(attr, action)
 
     monkeypatch.setattr(syscall, "bpf", bpf)
+    monkeypatch.setattr(probe, "sockmap_links", lambda: probe.Answer.NO)
+
+
+def test_what_a_link_is_refused_for_is_not_done_without(
+    load_program: LoadProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EINVAL of a kernel that has the links is the answer."""
+    needs((6, 10))
+    program = load_program(ProgramType.SK_MSG, mov(0, 1), LEAVE)
+
+    def attach_in_the_older_way(*arguments: object) -> None:
+        pytest.fail("attached in the older way")
+
+    monkeypatch.setattr(syscall, "prog_attach", attach_in_the_older_way)
+    with (
+        Map.create(MapSpec("sockets", MapType.SOCKMAP, 4, 4, 4)) as sockets,
+        pytest.raises(BpfError, match="EINVAL"),
+    ):
+        attach_sockmap(program, sockets, attach_type=AttachType.SK_SKB_VERDICT)
+
+
+def attached_to(sockets: Map[bytes, bytes]) -> list[int]:
+    programs = query(sockets, AttachType.SK_MSG_VERDICT).programs
+    return [program.program_id for program in programs]
+
+
+def test_without_links_others_programs_are_left_alone(
+    load_program: LoadProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs((5, 18))
+    _refuse_links(monkeypatch)
+    one, two, three = (load_program(ProgramType.SK_MSG, mov(0, 1), LEAVE) for _ in range(3))
+    with (
+        Map.create(MapSpec("sockets", MapType.SOCKMAP, 4, 4, 4)) as sockets,
+        attach_sockmap(one, sockets) as displaced,
+        attach_sockmap(two, sockets),
+    ):
+        with pytest.raises(BpfError, match="EPERM"):
+            displaced.update(three, expected=one)
+        with pytest.raises(BpfError, match="ENOLINK") as caught:
+            displaced.update(three)
+        assert "put theirs there" in str(caught.value.remedy)
+        assert attached_to(sockets) == [two.id]
+
+
+def test_a_failed_exchange_leaves_the_program(
+    load_program: LoadProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one of another type, or one that we have no descriptor left to hold."""
+    needs((5, 18))
+    _refuse_links(monkeypatch)
+    one, two = (load_program(ProgramType.SK_MSG, mov(0, 1), LEAVE) for _ in range(2))
+    other_type = load_program(ProgramType.SOCK_OPS, mov(0, 1), LEAVE)
+    with (
+        Map.create(MapSpec("sockets", MapType.SOCKMAP, 4, 4, 4)) as sockets,
+        attach_sockmap(one, sockets) as link,
+    ):
+        with pytest.raises(BpfError, match="EINVAL"):
+            link.update(other_type)
+        assert attached_to(sockets) == [one.id]
+        with monkeypatch.context() as patch:
+            no_more_descriptors(patch, 0)
+            with pytest.raises(BpfError, match="EMFILE"):
+                link.update(two)
+        assert attached_to(sockets) == [one.id]
+        assert link.info().program_id == one.id
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_cannot_be_held_is_not_attached(
+    load_program: LoadProgram, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    needs((5, 18))
+    _refuse_links(monkeypatch)
+    program = load_program(ProgramType.SK_MSG, mov(0, 1), LEAVE)
+    with Map.create(MapSpec("sockets", MapType.SOCKMAP, 4, 4, 4)) as sockets:
+        with monkeypatch.context() as patch:
+            no_more_descriptors(patch, left)
+            with pytest.raises(BpfError, match="EMFILE"):
+                attach_sockmap(program, sockets)
+        assert attached_to(sockets) == []
+
+
+def no_more_descriptors(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    """dup(2) as it answers a process that may have `left` more."""
+    real, room = os.dup, [left]
+
+    def dup(number: int) -> int:
+        if not room[0]:
+            raise OSError(errno.EMFILE, "too many open files")
+        room[0] -= 1
+        return real(number)
+
+    monkeypatch.setattr(os, "dup", dup)
 
 
 def test_a_map_without_links_changes_its_program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -100,3 +101,28 @@ def test_a_link_takes_another_table(tables: ObjectSpec, linked: Object) -> None:
             link.update_map(map, expected=linked.maps["linked"])
             assert link.info().details == StructOpsDetails(map.info().id)
     assert not is_known("accel_link")
+
+
+def test_a_table_is_attached_again(linked: Object) -> None:
+    """It was written at the first time, and cannot be at another."""
+    map = linked.maps["linked"]
+    with attach_struct_ops(map):
+        pass
+    with attach_struct_ops(map):
+        assert is_known("accel_link")
+    with pytest.raises(BpfError, match=r"write struct_ops linked: .*EBUSY"):
+        attach_struct_ops(map, map.spec.contents)
+    assert not is_known("accel_link")
+
+
+def test_a_table_that_cannot_be_held_is_not_registered(
+    registered: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", full)
+        with pytest.raises(BpfError, match=r"make link of struct_ops registered: .*EMFILE"):
+            attach_struct_ops(registered.maps["registered"])
+    assert not is_known("accel_reg")

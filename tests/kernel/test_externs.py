@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from accel.bpf.door.probe import assemble
-from accel.bpf.errors import ObjectError, VerifierRejected
+from accel.bpf.errors import NotSupported, ObjectError, VerifierRejected
+from accel.bpf.format import btf as b
 from accel.bpf.format.insn import CALL, LD_IMM64, PSEUDO_KFUNC_CALL, Instruction, decode
 from accel.bpf.loading.kernel import Kernel, Located
 from accel.bpf.loading.object import Object, load
@@ -38,10 +39,24 @@ def kernel() -> Iterator[Kernel]:
         yield opened
 
 
+def needs_settings(kernel: Kernel) -> None:
+    """The object has some, whichever of its programs are loaded."""
+    if kernel.config_text is None:
+        pytest.skip("this kernel does not tell its settings")
+
+
 @pytest.fixture
 def obj(spec: ObjectSpec, kernel: Kernel) -> Iterator[Object]:
-    with load(spec, kernel=kernel) as loaded:
+    needs_settings(kernel)
+    with load(spec, kernel=kernel, programs=["settings", "symbols"]) as loaded:
         yield loaded
+
+
+def needs_functions(kernel: Kernel) -> None:
+    needs_settings(kernel)
+    for name in ("bpf_task_from_pid", "bpf_task_release", "bpf_cast_to_kern_ctx"):
+        if kernel.types.func_id(name) is None:
+            raise NotSupported(f"{name}() for programs", (6, 2))
 
 
 def test_settings_are_what_the_kernel_was_built_with(obj: Object, kernel: Kernel) -> None:
@@ -54,7 +69,8 @@ def test_settings_are_what_the_kernel_was_built_with(obj: Object, kernel: Kernel
     assert seen["has_syscall"] is True
     assert seen["tristate"] == 1
     assert seen["nothing"] == 0
-    assert seen["has_cookie"] is True
+    cookie = kernel.types.func_id("bpf_get_attach_cookie_trace")
+    assert seen["has_cookie"] is (cookie is not None)
     named = kernel.config("CONFIG_DEFAULT_HOSTNAME")
     assert named is not None
     assert bytes(seen["hostname"]).rstrip(b"\0").decode() == named.strip('"')
@@ -76,26 +92,47 @@ def test_symbols_are_where_the_kernel_has_them(obj: Object) -> None:
 
 def test_variables_are_read(spec: ObjectSpec, kernel: Kernel) -> None:
     """How many programs run on this CPU: the kernel counts this one or not, by version."""
+    needs_settings(kernel)
     try:
         obj = load(spec, kernel=kernel, programs=["variables"])
     except VerifierRejected as error:
         if "failed to find the address" not in error.line:
             raise
         pytest.skip("this kernel was built without CONFIG_KALLSYMS_ALL")
+    except ObjectError:
+        if kernel.types.type_id("bpf_prog_active", b.Var) is not None:
+            raise
+        pytest.skip("this kernel's types have none of its variables")
     with obj:
         obj.programs["variables"].run()
         assert obj.variables["active"].get() in (0, 1)
 
 
-def test_functions_are_called(obj: Object) -> None:
+def test_a_weak_variable_may_be_missing_but_no_other(spec: ObjectSpec, kernel: Kernel) -> None:
+    if kernel.types.type_id("bpf_prog_active", b.Var) is None:
+        pytest.skip("this kernel's types have none of its variables")
+    assert spec.btf is not None
+    structs = (n for n in range(1, len(spec.btf)) if isinstance(spec.btf.type(n), b.Struct))
+    other = replace(spec.externs["bpf_prog_active"], type_id=next(structs), weak=True)
+    externs = {**spec.externs, other.name: other}
+
+    with pytest.raises(ObjectError, match="bpf_prog_active is int in this kernel, not ") as error:
+        load(replace(spec, externs=externs), kernel=kernel, programs=["variables"])
+    assert error.value.remedy == "declare it as this kernel has it"
+
+
+def test_functions_are_called(spec: ObjectSpec, kernel: Kernel) -> None:
     """Under another flavour; one that is missing, and one that is another, are stepped around."""
+    needs_functions(kernel)
     pid = os.getpid()
 
-    assert obj.programs["functions"].run(context=struct.pack("=i", pid)).retval == pid
-    assert obj.programs["context"].run(bytes(64)).retval == 1
+    with load(spec, kernel=kernel, programs=["functions", "context"]) as obj:
+        assert obj.programs["functions"].run(context=struct.pack("=i", pid)).retval == pid
+        assert obj.programs["context"].run(bytes(64)).retval == 1
 
 
 def test_a_missing_function_is_named_when_it_is_called(spec: ObjectSpec, kernel: Kernel) -> None:
+    needs_functions(kernel)
     with pytest.raises(VerifierRejected) as caught:
         load(spec, kernel=kernel, programs=["unguarded"])
 
@@ -104,6 +141,7 @@ def test_a_missing_function_is_named_when_it_is_called(spec: ObjectSpec, kernel:
 
 
 def test_a_function_of_that_name_may_be_another(spec: ObjectSpec, kernel: Kernel) -> None:
+    needs_functions(kernel)
     with pytest.raises(VerifierRejected) as caught:
         load(spec, kernel=kernel, programs=["incompatible"])
 
@@ -128,7 +166,7 @@ def test_a_setting_nobody_made_is_named(spec: ObjectSpec, kernel: Kernel) -> Non
     demanding = replace(spec, externs={**spec.externs, strong.name: strong})
 
     with pytest.raises(ObjectError, match="CONFIG_NO_SUCH_SETTING"):
-        load(demanding, kernel=kernel)
+        load(demanding, kernel=kernel, programs=["settings"])
 
 
 def test_what_modules_have_is_referred_to_through_their_types() -> None:

@@ -94,27 +94,34 @@ ffffffff81000000 T _text
 ffffffff81000010 t twice
 ffffffff81000020 t same
 ffffffff81000020 t same
-ffffffff81000030 t inlined.llvm.123456
+ffffffff81000030 d renamed.llvm.123456
+ffffffff81000050 t function.llvm.123456
 ffffffff81000040 t twice
 ffffffffc0000000 t of_module\t[veth]
 ffffffffc0000010 t of_module_too\t[veth]
 """
 
 
-def test_symbols_of_every_form() -> None:
-    found = kallsyms.addresses(SYMBOLS, ["same", "inlined", "of_module", "_text", "text"])
+@pytest.fixture(params=[0, 1000], ids=["few", "many"])
+def others(request: pytest.FixtureRequest) -> list[str]:
+    """Names the kernel does not have; many are looked for in another way than few."""
+    return [f"no_such_symbol_{number}" for number in range(request.param)]
 
-    assert found == {
+
+def test_symbols_of_every_form(others: list[str]) -> None:
+    names = ["same", "renamed", "function", "of_module", "_text", "text", *others]
+
+    assert kallsyms.addresses(SYMBOLS, names) == {
         "same": 0xFFFFFFFF81000020,
-        "inlined": 0xFFFFFFFF81000030,
+        "renamed": 0xFFFFFFFF81000030,
         "of_module": 0xFFFFFFFFC0000000,
         "_text": 0xFFFFFFFF81000000,
     }
 
 
-def test_a_symbol_with_two_addresses() -> None:
+def test_a_symbol_with_two_addresses(others: list[str]) -> None:
     with pytest.raises(ObjectError, match="twice is ambiguous: it is at 0xffffffff81000010, 0x"):
-        kallsyms.addresses(SYMBOLS, ["twice"])
+        kallsyms.addresses(SYMBOLS, ["twice", *others])
 
 
 def test_hidden_addresses() -> None:

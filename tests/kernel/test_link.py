@@ -21,6 +21,7 @@ from accel.bpf.kinds import AttachType, MapType, ProgramType
 from accel.bpf.links.cgroup import attach_cgroup
 from accel.bpf.links.iterators import attach_iter, read_iter
 from accel.bpf.links.link import Link
+from accel.bpf.links.query import query
 from accel.bpf.links.sockets import attach_sk_msg, detach_sk_msg
 from accel.bpf.loading.object import load
 from accel.bpf.loading.program import Program
@@ -52,8 +53,8 @@ def sockets() -> Iterator[Map[bytes, bytes]]:
 
 
 def attached(cgroup: Path) -> tuple[int, ...]:
-    with Fd(os.open(cgroup, os.O_RDONLY)) as directory:
-        return syscall.prog_query(directory, AttachType.CGROUP_SOCK_OPS, "ask")[1]
+    programs = query(cgroup, AttachType.CGROUP_SOCK_OPS).programs
+    return tuple(program.program_id for program in programs)
 
 
 @contextmanager

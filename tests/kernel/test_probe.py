@@ -113,6 +113,7 @@ def test_helpers_are_told_apart_by_program_type(
         (BtfFeature.DECL_TAG, (5, 16)),
         (BtfFeature.TYPE_TAG, (5, 17)),
         (BtfFeature.ENUM64, (6, 0)),
+        (BtfFeature.SECTION_NAMES, (6, 9)),
     ],
 )
 def test_btf_features_came_when_they_came(feature: BtfFeature, since: tuple[int, int]) -> None:
@@ -166,3 +167,16 @@ print(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], memlock_charged().value)
     ).stdout
 
     assert said.strip() in (f"{resource.RLIM_INFINITY} yes", "65536 no")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("kind", ["DEVMAP", "DEVMAP_HASH"])
+def test_memlock_is_raised_for_maps_of_devices(kind: str) -> None:
+    """They are refused with EINVAL where it is charged."""
+    code = f"""
+import resource
+from accel.bpf import Map, MapSpec, MapType
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 65536))
+Map.create(MapSpec("ports", MapType.{kind}, 4, 4, 64)).close()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)

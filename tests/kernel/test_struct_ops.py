@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from accel.bpf.errors import BpfError, ObjectError
+from accel.bpf.door import probe
+from accel.bpf.errors import BpfError, NotSupported, ObjectError
 from accel.bpf.kinds import AttachType, MapType
 from accel.bpf.loading.kernel import Kernel
 from accel.bpf.loading.object import load
@@ -37,7 +38,13 @@ def kernel() -> Iterator[Kernel]:
         yield opened
 
 
+def needs_links() -> None:
+    if probe.struct_ops_links() is probe.Answer.NO:
+        raise NotSupported("struct_ops attached by link", (6, 4))
+
+
 def test_a_table_is_ready_to_be_attached(spec: ObjectSpec, kernel: Kernel) -> None:
+    needs_links()
     with load(spec, kernel=kernel) as obj:
         assert set(obj.maps) >= {"plain", "linked"}
         assert "optional" not in obj.maps
@@ -56,6 +63,7 @@ def test_a_table_is_ready_to_be_attached(spec: ObjectSpec, kernel: Kernel) -> No
 
 
 def test_callbacks_know_what_they_are(spec: ObjectSpec, kernel: Kernel) -> None:
+    needs_links()
     with load(spec, kernel=kernel) as obj:
         struct_id = obj.programs["threshold"].info().attach_btf_id
         assert getattr(kernel.types.type(struct_id), "name", None) == "tcp_congestion_ops"

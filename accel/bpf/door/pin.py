@@ -52,7 +52,11 @@ def open_pin(path: str | os.PathLike[str], kind: Kind) -> Fd:
     except BpfError as error:
         remedy = error.remedy if os.path.exists(name) else _explain(name)
         raise BpfError(error.action, error.errno, remedy=remedy) from None
-    found = _FILES.get(os.readlink(f"/proc/self/fd/{fd.fileno()}"), kind)
+    try:
+        found = _FILES.get(os.readlink(f"/proc/self/fd/{fd.fileno()}"), kind)
+    except OSError as error:
+        fd.close()
+        raise BpfError(f"open pinned {kind} {name}", error.errno or errno.EIO) from error
     if found != kind:
         fd.close()
         raise ShapeError(f"pin {name}", (f"it is a {found}, expected a {kind}",))
@@ -85,13 +89,14 @@ def _explain(path: str) -> str | None:
 
 
 def on_bpffs(directory: str | os.PathLike[str]) -> bool | None:
-    """Whether `directory` is in a mounted bpf file system; None when /proc does not tell."""
+    """Whether `directory` is in a mounted bpf file system; None when nobody tells."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
             mounts = file.read()
+        device = os.stat(directory).st_dev
     except OSError:
         return None
-    return os.stat(directory).st_dev in devices_of(mounts, "bpf")
+    return device in devices_of(mounts, "bpf")
 
 
 def devices_of(mountinfo: str, file_system: str) -> frozenset[int]:

@@ -405,21 +405,79 @@ def helper(program_type: int, number: int) -> Answer:
 
 @remembered
 def cgroup_links() -> Answer:
-    """Whether programs attach to cgroups by link (BPF_LINK_CREATE, 5.7).
+    """Whether programs attach to cgroups by link (BPF_LINK_CREATE, 5.7)."""
+    return _links(AttachType.CGROUP_SOCK_OPS)
 
-    A kernel that has it looks at our bad program descriptor and says EBADF; one
-    that has not never gets as far.
+
+@remembered
+def xdp_links() -> Answer:
+    """Whether XDP programs attach to devices by link (5.9, with BPF_XDP itself)."""
+    return _links(AttachType.XDP)
+
+
+@remembered
+def perf_links() -> Answer:
+    """Whether programs attach to perf events by link (bpf_perf_link_attach(), 5.15)."""
+    return _links(AttachType.PERF_EVENT, ProgramType.TRACEPOINT)
+
+
+@remembered
+def tcx_links() -> Answer:
+    """Whether SCHED_CLS programs attach to devices by link (tcx_link_attach(), 6.6)."""
+    return _links(AttachType.TCX_INGRESS, ProgramType.SCHED_CLS)
+
+
+@remembered
+def sockmap_links() -> Answer:
+    """Whether programs attach to sockmaps by link (sock_map_link_create(), 6.10)."""
+    return _links(AttachType.SK_MSG_VERDICT, ProgramType.SK_MSG)
+
+
+_NO_FD = 0xFFFFFFFF
+
+
+def _links(attach_type: int, program_type: int | None = None) -> Answer:
+    """Whether the kernel has links of this kind, asked with what cannot be attached.
+
+    One that has them looks at the bad descriptor (EBADF) or the bad ifindex (ENODEV) it is
+    given; one that has not never gets as far.
+
+    Args:
+        program_type: Of a program to ask with; None where the kernels without such links do
+            not know the attach type, and so do not look at the program.
     """
-    attr = uapi.LinkCreate(
-        prog_fd=0xFFFFFFFF, target_fd=0xFFFFFFFF, attach_type=AttachType.CGROUP_SOCK_OPS
-    )
+    action = "create a link to see whether it works"
     try:
-        syscall.link_create(attr, "create a link to see whether it works").close()
+        if program_type is None:
+            _create_link(_NO_FD, attach_type, action)
+        else:
+            with within_memlock(lambda: _tiny_program(program_type)) as program:
+                _create_link(program.fileno(), attach_type, action)
     except BpfError as error:
-        if error.errno == errno.EBADF:
-            return Answer.YES
-        return Answer.NO if error.errno == errno.EINVAL else Answer.UNKNOWN
+        if error.action == action:
+            if error.errno in (errno.EBADF, errno.ENODEV):
+                return Answer.YES
+            if error.errno == errno.EINVAL:
+                return Answer.NO
     return Answer.UNKNOWN
+
+
+def _create_link(program: int, attach_type: int, action: str) -> None:
+    attr = uapi.LinkCreate(prog_fd=program, target_fd=_NO_FD, attach_type=attach_type)
+    syscall.link_create(attr, action).close()
+
+
+def _tiny_program(program_type: int) -> Fd:
+    instructions = assemble(mov(0, 0), _EXIT)
+    code = (ctypes.c_char * len(instructions)).from_buffer_copy(instructions)
+    license = ctypes.create_string_buffer(b"GPL")
+    attr = uapi.ProgLoad(
+        prog_type=program_type,
+        insn_cnt=len(instructions) // 8,
+        insns=syscall.address(code),
+        license=syscall.address(license),
+    )
+    return syscall.prog_load(attr, f"load a program of type {program_type} to attach it")
 
 
 def kernel_btf() -> Answer:
@@ -429,7 +487,7 @@ def kernel_btf() -> Answer:
 
 # --- BTF -----------------------------------------------------------------------------------
 
-_STRINGS = b"\0n\0"  # "n" at offset 1, the name of everything named below
+_STRINGS = b"\0n\0?.n\0"  # "n" at offset 1, the name of almost everything below
 
 
 def _btf_type(kind: int, size_or_type: int, *rest: int, name: int = 0, vlen: int = 0) -> bytes:
@@ -446,6 +504,8 @@ _BTF_FEATURES: dict[BtfFeature, bytes] = {
     BtfFeature.DECL_TAG: _btf_type(14, 1, 0, name=1) + _btf_type(17, 2, 0xFFFFFFFF, name=1),
     BtfFeature.TYPE_TAG: _btf_type(18, 1, name=1) + _btf_type(2, 2),
     BtfFeature.ENUM64: _btf_type(19, 8, 1, 1, 0, name=1, vlen=1),
+    BtfFeature.SECTION_NAMES: _btf_type(14, 1, 0, name=1)
+    + _btf_type(15, 4, 2, 0, 4, name=3, vlen=1),
 }
 
 

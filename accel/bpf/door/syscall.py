@@ -192,7 +192,7 @@ def address(buffer: ctypes.Array[ctypes.c_char] | ctypes.Structure | None) -> in
     return 0 if buffer is None else ctypes.addressof(buffer)
 
 
-def _copy(data: bytes) -> ctypes.Array[ctypes.c_char]:
+def in_memory(data: bytes) -> ctypes.Array[ctypes.c_char]:
     """`data` in memory of known address."""
     return (ctypes.c_char * len(data)).from_buffer_copy(data)
 
@@ -239,7 +239,7 @@ def map_lookup_elem(
     Returns:
         The value, or None when the key is absent.
     """
-    key_buffer = _copy(key)
+    key_buffer = in_memory(key)
     value = (ctypes.c_char * value_bytes)()
     attr = uapi.MapLookupElem(
         map_fd=map.fileno(), key=address(key_buffer), value=address(value), flags=flags
@@ -249,7 +249,7 @@ def map_lookup_elem(
 
 def map_update_elem(map: HasFileno, key: bytes, value: bytes, flags: int, action: str) -> None:
     """BPF_MAP_UPDATE_ELEM; `value` as long as map_lookup_elem() says."""
-    key_buffer, value_buffer = _copy(key), _copy(value)
+    key_buffer, value_buffer = in_memory(key), in_memory(value)
     bpf(
         uapi.MapUpdateElem(
             map_fd=map.fileno(), key=address(key_buffer), value=address(value_buffer), flags=flags
@@ -260,7 +260,7 @@ def map_update_elem(map: HasFileno, key: bytes, value: bytes, flags: int, action
 
 def map_delete_elem(map: HasFileno, key: bytes, action: str) -> bool:
     """BPF_MAP_DELETE_ELEM.  False when the key was absent."""
-    key_buffer = _copy(key)
+    key_buffer = in_memory(key)
     return _found(uapi.MapDeleteElem(map_fd=map.fileno(), key=address(key_buffer)), action)
 
 
@@ -273,7 +273,7 @@ def map_get_next_key(map: HasFileno, key: bytes | None, key_size: int, action: s
     Returns:
         The key after, or None at the end.
     """
-    key_buffer = None if key is None else _copy(key)
+    key_buffer = None if key is None else in_memory(key)
     next_key = (ctypes.c_char * key_size)()
     attr = uapi.MapGetNextKey(
         map_fd=map.fileno(), key=address(key_buffer), next_key=address(next_key)
@@ -289,7 +289,7 @@ def map_lookup_and_delete_elem(
     Returns:
         The value that was there, or None.
     """
-    key_buffer = None if key is None else _copy(key)
+    key_buffer = None if key is None else in_memory(key)
     value = (ctypes.c_char * value_bytes)()
     attr = uapi.MapLookupAndDeleteElem(
         map_fd=map.fileno(), key=address(key_buffer), value=address(value), flags=flags
@@ -299,7 +299,7 @@ def map_lookup_and_delete_elem(
 
 def map_push_elem(map: HasFileno, value: bytes, flags: int, action: str) -> None:
     """BPF_MAP_UPDATE_ELEM of a map without keys."""
-    buffer = _copy(value)
+    buffer = in_memory(value)
     bpf(uapi.MapUpdateElem(map_fd=map.fileno(), value=address(buffer), flags=flags), action)
 
 
@@ -312,7 +312,7 @@ def map_peek_elem(map: HasFileno, value: bytes, action: str) -> bytes | None:
     Returns:
         What is there, or None.
     """
-    buffer = _copy(value)
+    buffer = in_memory(value)
     attr = uapi.MapLookupElem(map_fd=map.fileno(), value=address(buffer))
     return buffer.raw if _found(attr, action) else None
 
@@ -415,33 +415,20 @@ def enable_stats(kind: int, action: str) -> Fd:
     return Fd(bpf(uapi.EnableStats(type=kind), action))
 
 
-def prog_query(target: HasFileno, attach_type: int, action: str) -> tuple[int, tuple[int, ...]]:
-    """BPF_PROG_QUERY of a cgroup: its own attach flags and program ids, not its ancestors'."""
-    ids = (ctypes.c_uint32 * 64)()  # BPF_CGROUP_MAX_PROGS, include/linux/bpf-cgroup.h
-    attr = uapi.ProgQuery(
-        target_fd=target.fileno(),
-        attach_type=attach_type,
-        prog_ids=ctypes.addressof(ids),
-        prog_cnt=len(ids),
-    )
-    bpf(attr, action)
-    return int(attr.attach_flags), tuple(ids[: attr.prog_cnt])
-
-
-def prog_query_attr(attr: uapi.ProgQuery, action: str) -> None:
+def prog_query(attr: uapi.ProgQuery, action: str) -> None:
     """BPF_PROG_QUERY as `attr` asks it; the answers are in `attr` and where it points."""
     bpf(attr, action)
 
 
 def obj_pin(obj: HasFileno, path: str, action: str) -> None:
     """BPF_OBJ_PIN."""
-    pathname = _copy(os.fsencode(path) + b"\0")
+    pathname = in_memory(os.fsencode(path) + b"\0")
     bpf(uapi.ObjPin(pathname=address(pathname), bpf_fd=obj.fileno()), action)
 
 
 def obj_get(path: str, action: str) -> Fd:
     """BPF_OBJ_GET."""
-    pathname = _copy(os.fsencode(path) + b"\0")
+    pathname = in_memory(os.fsencode(path) + b"\0")
     return Fd(bpf(uapi.ObjGet(pathname=address(pathname)), action))
 
 
@@ -482,13 +469,13 @@ def get_fd_by_id(
 
 def btf_load(data: bytes, action: str) -> Fd:
     """BPF_BTF_LOAD, without a log."""
-    buffer = _copy(data)
+    buffer = in_memory(data)
     return Fd(bpf(uapi.BtfLoad(btf=address(buffer), btf_size=len(data)), action))
 
 
 def btf_load_log(data: bytes, log_bytes: int, action: str) -> tuple[Fd | None, str]:
     """BPF_BTF_LOAD once more, for its log: (the descriptor if it now worked, the log)."""
-    buffer, log = _copy(data), (ctypes.c_char * log_bytes)()
+    buffer, log = in_memory(data), (ctypes.c_char * log_bytes)()
     attr = uapi.BtfLoad(
         btf=address(buffer),
         btf_size=len(data),
@@ -548,7 +535,7 @@ def link_info(link: HasFileno, info: uapi.LinkInfo, action: str) -> None:
 
 def raw_tracepoint_open(name: str | None, program: HasFileno, cookie: int, action: str) -> Fd:
     """BPF_RAW_TRACEPOINT_OPEN; without a name, for what the program was loaded for."""
-    text = None if name is None else _copy(name.encode() + b"\0")
+    text = None if name is None else in_memory(name.encode() + b"\0")
     attr = uapi.RawTracepointOpen(name=address(text), prog_fd=program.fileno(), cookie=cookie)
     return Fd(bpf(attr, action))
 

@@ -33,9 +33,9 @@ BPF_F_WRONLY = 1 << 4
 BPF_F_STACK_BUILD_ID = 1 << 5
 BPF_F_RDONLY_PROG = 1 << 7
 BPF_F_MMAPABLE = 1 << 10
-BPF_F_INNER_MAP = 1 << 12
 BPF_F_VTYPE_BTF_OBJ_FD = 1 << 15
 BPF_F_TOKEN_FD = 1 << 16
+BPF_F_RB_OVERWRITE = 1 << 19
 
 # Or-ed into the command: a struct bpf_common_attr follows its attr (Linux 7.2).
 BPF_COMMON_ATTRS = 1 << 16
@@ -48,7 +48,6 @@ BPF_F_ALLOW_MULTI = 1 << 1
 BPF_F_REPLACE = 1 << 2
 BPF_F_BEFORE = 1 << 3
 BPF_F_AFTER = 1 << 4
-BPF_F_ID = 1 << 5
 BPF_F_LINK = 1 << 13  # of a struct_ops map too: it takes effect by link
 
 # Flag of BPF_PROG_QUERY: with what ancestors pass on.

@@ -15,17 +15,17 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, overload
 
 from accel.bpf.errors import ObjectError
-
-ByteOrder = Literal["little", "big"]
+from accel.bpf.format.byteorder import MARKS, ByteOrder
+from accel.bpf.format.strings import Names, Strings
 
 _MAGIC = 0xEB9F
-_MAX_NAME = 4096
 # kernel/bpf/btf.c: MAX_RESOLVE_DEPTH; deeper nesting the kernel refuses.
-_MAX_DEPTH = 32
+MAX_DEPTH = 32
 _MAX_SIZE = 1 << 32
 
 STATIC = 0
@@ -280,9 +280,6 @@ class Types(Protocol):
     def type(self, type_id: int) -> Type:
         """The type of that id; ObjectError when there is none."""
 
-    def candidates(self, name: str) -> Sequence[int]:
-        """Ids, ascending, of the types whose essential name is `name`."""
-
 
 def resolve(types: Types, type_id: int) -> tuple[int, Type]:
     """The type, with typedefs, qualifiers and type tags looked through.
@@ -292,12 +289,15 @@ def resolve(types: Types, type_id: int) -> tuple[int, Type]:
     """
     found = types.type(type_id)
     start = type_id
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         if not isinstance(found, _MODIFIERS):
             return type_id, found
         type_id = found.target
         found = types.type(type_id)
-    raise ObjectError("typedefs and qualifiers too deep, or circular", place=f"BTF type {start}")
+    raise ObjectError(
+        f"typedefs and qualifiers nest more than {MAX_DEPTH} deep, or in a circle",
+        place=f"BTF type {start}",
+    )
 
 
 def size_of(types: Types, type_id: int) -> int:
@@ -307,7 +307,7 @@ def size_of(types: Types, type_id: int) -> int:
         ObjectError: The type has no size, there is none, or arrays nest too deep.
     """
     start, count = type_id, 1
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         _, found = resolve(types, type_id)
         match found:
             case Array():
@@ -324,9 +324,14 @@ def size_of(types: Types, type_id: int) -> int:
             case _:
                 raise ObjectError(f"{describe(types, start)} has no size")
         if size >= _MAX_SIZE:
-            raise ObjectError(f"{size} bytes", place=f"BTF type {start}")
+            raise ObjectError(
+                f"{describe(types, start)} has {size} bytes, more than a value can have",
+                place=f"BTF type {start}",
+            )
         return size
-    raise ObjectError("arrays nest too deep, or in a circle", place=f"BTF type {start}")
+    raise ObjectError(
+        f"arrays nest more than {MAX_DEPTH} deep, or in a circle", place=f"BTF type {start}"
+    )
 
 
 _KEYWORDS: dict[type, str] = {Struct: "struct", Union: "union", Enum: "enum", Enum64: "enum"}
@@ -371,6 +376,7 @@ class BtfFeature(StrEnum):
     DECL_TAG = "decl_tag"
     TYPE_TAG = "type_tag"
     ENUM64 = "enum64"
+    SECTION_NAMES = "section_names"
 
 
 class Placement(NamedTuple):
@@ -395,9 +401,8 @@ class Header(NamedTuple):
     strings_end: int
 
 
-# Of the magic number, and what the struct module calls each order.
+# Of the magic number.
 BYTE_ORDERS: dict[bytes, ByteOrder] = {b"\x9f\xeb": "little", b"\xeb\x9f": "big"}
-MARKS = {"little": "<", "big": ">"}
 
 
 def read_header(data: bytes | memoryview, total: int) -> Header:
@@ -418,7 +423,7 @@ def read_header(data: bytes | memoryview, total: int) -> Header:
     if version != 1:
         raise ObjectError(f"version {version}, not 1", place=place)
     if length < 24 or length > total:
-        raise ObjectError(f"a header of {length} bytes", place=place)
+        raise ObjectError(f"a header of {length} bytes, not 24 to {total}", place=place)
     for part, start, size in (("types", type_off, type_len), ("strings", str_off, str_len)):
         if length + start + size > total:
             raise ObjectError(
@@ -556,6 +561,11 @@ class Btf:
     _types: tuple[Type, ...] = field(repr=False)
     _offsets: tuple[int, ...] = field(repr=False)
     _by_name: Mapping[str, Sequence[int]] = field(repr=False)
+    _names: Names = field(repr=False, compare=False)
+    # What find() has found: a name may have thousands of types, and be asked for as often.
+    _found: dict[tuple[str, type | None], int] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         """Number of types, void included: ids are below it."""
@@ -573,15 +583,6 @@ class Btf:
             )
         return self._types[type_id]
 
-    def candidates(self, name: str) -> Sequence[int]:
-        """Ids, ascending, of the types whose essential name is `name`."""
-        return [
-            type_id
-            for known, ids in self._by_name.items()
-            if essential_name(known) == name
-            for type_id in ids
-        ]
-
     @overload
     def find(self, name: str) -> tuple[int, Type] | None: ...
 
@@ -590,11 +591,17 @@ class Btf:
 
     def find(self, name: str, kind: Kind[T] | None = None) -> tuple[int, Type] | None:
         """Id and type of the first type of that name, and of that class when one is given."""
-        for type_id in self._by_name.get(name, ()):
-            found = self._types[type_id]
-            if kind is None or isinstance(found, kind):
-                return type_id, found
-        return None
+        type_id = self._found.get((name, kind))
+        if type_id is None:
+            type_id = self._found[name, kind] = next(
+                (
+                    type_id
+                    for type_id in self._by_name.get(name, ())
+                    if kind is None or isinstance(self._types[type_id], kind)
+                ),
+                0,
+            )
+        return (type_id, self._types[type_id]) if type_id else None
 
     def struct(self, name: str) -> Struct:
         """The struct of that name.
@@ -625,7 +632,12 @@ class Btf:
         Raises:
             ObjectError: There is none.
         """
-        return _string_at(self.raw, self._header, offset)
+        return self._names[offset]
+
+    @property
+    def strings_size(self) -> int:
+        """Bytes of the string section."""
+        return self._header.strings_end - self._header.strings_start
 
     def placed(
         self,
@@ -652,6 +664,7 @@ class Btf:
             ObjectError: A section or variable is not among the arguments.
         """
         edit = _Edit(self)
+        named: set[int] = set()
         for type_id, found in enumerate(self._types):
             if isinstance(found, Datasec):
                 if found.name == KERNEL_SYMBOLS:
@@ -662,7 +675,10 @@ class Btf:
                     self._place_section(edit, type_id, found, sizes, placements)
             elif isinstance(found, Func):
                 if found.linkage == EXTERN:
-                    self._adopt_function(edit, type_id, found)
+                    edit.set_info(type_id, _FUNC << 24 | GLOBAL)
+                    if found.proto not in named:
+                        self._name_parameters(edit, found.proto, edit.word(type_id, 0))
+                        named.add(found.proto)
                 elif found.linkage == GLOBAL and found.name in hidden_functions:
                     edit.set_info(type_id, _FUNC << 24 | STATIC)
         return edit.result()
@@ -709,14 +725,7 @@ class Btf:
 
     def _place_kernel_symbols(self, edit: _Edit, type_id: int, section: Datasec) -> None:
         """Make integers of the section's externs, whose own types may have no size."""
-        integer = next(
-            (
-                number
-                for number, found in enumerate(self._types)
-                if isinstance(found, Int) and found.bits == 32
-            ),
-            0,
-        ) or edit.integer(4)
+        integer = edit.number
         entries = []
         stand_in = 0
         for position, entry in enumerate(section.variables):
@@ -733,14 +742,13 @@ class Btf:
             entries.append(SectionVariable(variable_id, position * 4, 4))
         edit.set_section(type_id, len(entries) * 4, entries)
 
-    def _adopt_function(self, edit: _Edit, type_id: int, function: Func) -> None:
-        """Make the extern function global, and name its parameters: btf_func_check() insists."""
-        edit.set_info(type_id, _FUNC << 24 | GLOBAL)
-        proto = self.type(function.proto)
+    def _name_parameters(self, edit: _Edit, type_id: int, name: int) -> None:
+        """Name the parameters of a function that was extern: btf_func_check() insists."""
+        proto = self.type(type_id)
         if isinstance(proto, FuncProto):
             for position, parameter in enumerate(proto.parameters):
                 if parameter.type_id and not parameter.name:
-                    edit.set_tail(function.proto, position * 2, edit.word(type_id, 0))
+                    edit.set_tail(type_id, position * 2, name)
 
     def _variable(self, entry: SectionVariable, place: str) -> Var:
         variable = self.type(entry.type_id)
@@ -774,14 +782,8 @@ def parse(data: bytes) -> Btf:
     words: tuple[int, ...] = struct.Struct(f"{MARKS[header.byteorder]}{count}I").unpack_from(
         data, header.types_start
     )
-    names: dict[int, str] = {}
-
-    def name_of(offset: int) -> str:
-        name = names.get(offset)
-        if name is None:
-            name = names[offset] = _string_at(data, header, offset)
-        return name
-
+    names = Names(Strings(data[header.strings_start : header.strings_end]))
+    name_of = names.__getitem__
     types: list[Type] = [Void()]
     offsets = [0]
     by_name: dict[str, list[int]] = {}
@@ -800,7 +802,7 @@ def parse(data: bytes) -> Btf:
         raise ObjectError(str(e), place=place, remedy=e.remedy) from None
     for type_id, found in enumerate(types):
         _check_references(type_id, found, len(types))
-    return Btf(header.byteorder, data, header, tuple(types), tuple(offsets), by_name)
+    return Btf(header.byteorder, data, header, tuple(types), tuple(offsets), by_name, names)
 
 
 def _end_of_type(words: Sequence[int], at: int) -> int:
@@ -810,14 +812,6 @@ def _end_of_type(words: Sequence[int], at: int) -> int:
     if end > len(words):
         raise ObjectError("cut short")
     return end
-
-
-def _string_at(data: bytes, header: Header, offset: int) -> str:
-    start = header.strings_start + offset
-    end = data.find(b"\0", start, min(start + _MAX_NAME, header.strings_end))
-    if end < 0:
-        raise ObjectError(f"no name at offset {offset:#x} of the strings")
-    return data[start:end].decode("utf-8", "backslashreplace")
 
 
 # Ids of the types that a type refers to; kinds that refer to none are not here.
@@ -890,12 +884,25 @@ class _Edit:
             for word, value in enumerate(entry):
                 self.set_tail(type_id, position * 3 + word, value)
 
-    def make_identifier(self, type_id: int) -> None:
-        """Replace what C does not allow in the type's name by underscores."""
+    def make_identifier(self, type_id: int, allowed: str = "") -> None:
+        """Replace what C does not allow in the type's name, and we do not, by underscores."""
         start = self._btf._header.strings_start + self.word(type_id, 0)
         for at in range(start, self._data.index(0, start)):
-            if not chr(self._data[at]).isalnum():
+            character = chr(self._data[at])
+            if not character.isalnum() and character not in allowed:
                 self._data[at] = ord("_")
+
+    @cached_property
+    def number(self) -> int:
+        """Id of an integer type of 32 bits, the object's own if it has one."""
+        return next(
+            (
+                type_id
+                for type_id, found in enumerate(self._btf._types)
+                if isinstance(found, Int) and found.bits == 32
+            ),
+            0,
+        ) or self.integer(4)
 
     def integer(self, size: int) -> int:
         """Id of an integer type of `size` bytes that this edit appends."""
@@ -927,7 +934,7 @@ class _Edit:
             start = self._btf._offsets[type_id]
             count = 3 + tail_words(self.word(type_id, 1))
             words = struct.Struct(f"{MARKS[header.byteorder]}{count}I").unpack_from(data, start)
-            types[type_id] = decode(words, lambda offset: _string_at(data, header, offset))
+            types[type_id] = decode(words, self._btf._names.__getitem__)
         return replace(self._btf, raw=data, _types=tuple(types))
 
     def finish(self) -> bytes:
@@ -956,6 +963,9 @@ def _sanitise(edit: _Edit, type_id: int, found: Type, has: Collection[str]) -> N
             _to_byte(edit, type_id)
         case Datasec() if BtfFeature.DATASEC not in has:
             _to_struct(edit, type_id, found)
+        case Datasec() if BtfFeature.SECTION_NAMES not in has:
+            # "?.struct_ops" or "maps/x": any that can be printed, since Linux 6.9.
+            edit.make_identifier(type_id, allowed=".")
         case FuncProto() if BtfFeature.FUNC not in has:
             # A parameter's two words are an enumerator's.
             edit.set_info(type_id, _ENUM << 24 | len(found.parameters))

@@ -13,7 +13,8 @@ from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from accel.bpf.errors import ObjectError
-from accel.bpf.format.btf import BYTE_ORDERS, MARKS, Btf, Func
+from accel.bpf.format.btf import BYTE_ORDERS, Btf, Func
+from accel.bpf.format.byteorder import MARKS
 from accel.bpf.spec import CoreKind
 
 Row: TypeAlias = tuple[int, ...]
@@ -61,7 +62,9 @@ def parse(data: bytes, btf: Btf) -> Ext:
     try:
         func_info = _rows(functions, "func_info", "II", btf)
         _check_functions(func_info, btf)
-        return Ext(func_info, _rows(lines, "line_info", "IIII", btf), core)
+        line_info = _rows(lines, "line_info", "IIII", btf)
+        _check_lines(line_info, btf)
+        return Ext(func_info, line_info, core)
     except ObjectError as e:
         return Ext({}, {}, core, (f"functions and lines of programs are not known: {e}",))
 
@@ -72,6 +75,17 @@ def _check_functions(found: Mapping[str, list[Row]], btf: Btf) -> None:
             if not isinstance(btf.type(type_id), Func):
                 raise ObjectError(
                     f"type {type_id} is no function", place=f".BTF.ext func_info of {section}"
+                )
+
+
+def _check_lines(found: Mapping[str, list[Row]], btf: Btf) -> None:
+    """Of the texts only where they are: next to nobody will read them."""
+    for section, rows in found.items():
+        for _, file, text, _ in rows:
+            if max(file, text) >= btf.strings_size:
+                raise ObjectError(
+                    f"no text at offset {max(file, text):#x} of the strings",
+                    place=f".BTF.ext line_info of {section}",
                 )
 
 
@@ -95,7 +109,11 @@ def _parts(data: bytes, btf: Btf) -> list[bytes]:
         raise ObjectError(f"cut short: {len(data)} bytes", place=place)
     version, _, length = Struct(f"{mark}BBI").unpack_from(data, 2)
     if version != 1 or not _HEADER_SIZE <= length <= len(data):
-        raise ObjectError(f"version {version}, {length} bytes", place=place)
+        raise ObjectError(
+            f"version {version} and a header of {length} bytes, not 1 and {_HEADER_SIZE} to "
+            f"{len(data)}",
+            place=place,
+        )
     # The part for CO-RE came with Linux 5.4 and lengthened the header.
     extents = [*Struct(f"{mark}{6 if length >= _WITH_CORE else 4}I").unpack_from(data, 8), 0, 0]
     parts = []

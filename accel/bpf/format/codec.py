@@ -15,7 +15,9 @@ are those the kernel manages in values of maps (bpf_spin_lock, bpf_timer, list n
 the like): it gives them out as zeroes and keeps its own on every write.
 Members of an anonymous struct are its parent's, as in C; an anonymous union is a
 field named after its offset, as in `union_8`.  Names lose leading underscores, which a
-NamedTuple refuses, and keywords get one at the end.
+NamedTuple refuses, and keywords get one at the end; where two would then be the same, the
+second is numbered, as in `x_2`.  What is no identifier in ASCII is named after its offset too,
+as in `field_8`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
+from accel.bpf.format.byteorder import MARKS, ByteOrder
 
 T = TypeVar("T")
 
@@ -52,11 +55,13 @@ _MANAGED = frozenset(
         "bpf_refcount",
     }
 )
-_MAX_DEPTH = 32
 # Of malformed types nested in each other; a sound value of so many parts is no use either.
 _MAX_PARTS = 1 << 18
+# How many elements of an array a struct is worth, and a member of it: Python compiles code
+# for each.
+_STRUCT_PARTS = 128
+_MEMBER_PARTS = 16
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_MARKS = {"little": "<", "big": ">"}
 
 
 class Codec(Generic[T]):
@@ -66,10 +71,10 @@ class Codec(Generic[T]):
         size: Bytes of one value.
     """
 
-    def __init__(self, node: _Node, byteorder: b.ByteOrder) -> None:
+    def __init__(self, node: _Node, byteorder: ByteOrder) -> None:
         """Not for direct use: see codec_for()."""
         self._node = node
-        self._struct = struct.Struct(_MARKS[byteorder] + node.format)
+        self._struct = struct.Struct(MARKS[byteorder] + node.format)
         self.size = self._struct.size
 
     def unpack(self, buffer: Any, /) -> T:
@@ -98,20 +103,20 @@ class Codec(Generic[T]):
 
 @overload
 def codec_for(
-    btf: b.Types, type_id: int, record: None = None, byteorder: b.ByteOrder = ...
+    btf: b.Types, type_id: int, record: None = None, byteorder: ByteOrder = ...
 ) -> Codec[Any]: ...
 
 
 @overload
 def codec_for(
-    btf: b.Types, type_id: int, record: type[T], byteorder: b.ByteOrder = ...
+    btf: b.Types, type_id: int, record: type[T], byteorder: ByteOrder = ...
 ) -> Codec[T]: ...
 
 
 # Either way: callers that have a `type | None` in hand.
 @overload
 def codec_for(
-    btf: b.Types, type_id: int, record: type[Any] | None, byteorder: b.ByteOrder = ...
+    btf: b.Types, type_id: int, record: type[Any] | None, byteorder: ByteOrder = ...
 ) -> Codec[Any]: ...
 
 
@@ -119,7 +124,7 @@ def codec_for(
     btf: b.Types,
     type_id: int,
     record: type[Any] | None = None,
-    byteorder: b.ByteOrder = sys.byteorder,
+    byteorder: ByteOrder = sys.byteorder,
 ) -> Codec[Any]:
     """The codec for a type.
 
@@ -166,12 +171,19 @@ class _Node(Protocol):
         """Append what `format` packs; ValueError names `path`."""
 
 
+def _shown(value: Any) -> str:
+    """The value in a message; Python refuses to write very large numbers in decimal."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
+
+
 def _refuse(path: str, problem: str) -> typing.NoReturn:
     raise ValueError(f"field {path}: {problem}" if path else problem)
 
 
-class _Scalar(NamedTuple):
-    """One value of the struct module that needs no change; floats."""
+class _Float(NamedTuple):
+    """A floating-point number, "f" or "d" of the struct module."""
 
     format: str
     width: int = 1
@@ -182,6 +194,11 @@ class _Scalar(NamedTuple):
     def flatten(self, value: Any, out: list[Any], path: str) -> None:
         if not isinstance(value, int | float):
             _refuse(path, f"{value!r} is no number")
+        try:
+            # Packed without a byte order, what is too large would be infinite.
+            struct.pack(f"<{self.format}", value)
+        except (OverflowError, struct.error):
+            _refuse(path, f"{_shown(value)} is too large")
         out.append(value)
 
 
@@ -200,7 +217,7 @@ class _Integer(NamedTuple):
         if not isinstance(value, int):
             _refuse(path, f"{value!r} is no integer")
         if not self.low <= value <= self.high:
-            _refuse(path, f"{value} is not within {self.low} to {self.high}")
+            _refuse(path, f"{_shown(value)} is not within {self.low} to {self.high}")
         out.append(value)
 
 
@@ -209,7 +226,7 @@ class _Wide(NamedTuple):
 
     size: int
     signed: bool
-    byteorder: b.ByteOrder
+    byteorder: ByteOrder
     width: int = 1
 
     @property
@@ -225,7 +242,7 @@ class _Wide(NamedTuple):
         try:
             out.append(value.to_bytes(self.size, self.byteorder, signed=self.signed))
         except OverflowError:
-            _refuse(path, f"{value} does not fit into {self.size} bytes")
+            _refuse(path, f"{_shown(value)} does not fit into {self.size} bytes")
 
 
 class _Enumerated:
@@ -284,7 +301,7 @@ class _Array:
     def __init__(self, element: _Node, length: int) -> None:
         self._element = element
         self._length = length
-        self._is_plain = isinstance(element, _Scalar | _Integer)
+        self._is_plain = isinstance(element, _Float | _Integer)
         self.width = element.width * length
         self.format = f"{length}{element.format}" if self._is_plain else element.format * length
 
@@ -341,7 +358,7 @@ class _Record:
         self._members = [(name, by_name[name], starts[name]) for name in shape.names]
         # Where every member is one value and in order, the values are the record.
         self._is_plain = all(
-            isinstance(node, _Scalar | _Integer | _Bytes) and start == position
+            isinstance(node, _Float | _Integer | _Bytes) and start == position
             for position, (_, node, start) in enumerate(self._members)
         )
         self._packing = [(part.name, part.node) for part in parts]
@@ -365,14 +382,14 @@ class _Scattered:
     width = 1
 
     def __init__(
-        self, parts: Sequence[_Part], size: int, shape: _Shape, byteorder: b.ByteOrder
+        self, parts: Sequence[_Part], size: int, shape: _Shape, byteorder: ByteOrder
     ) -> None:
         self._shape = shape
         self._size = size
         self._byteorder = byteorder
         self.format = f"{size}s"
         self._parts = {part.name: part for part in parts}
-        mark = _MARKS[byteorder]
+        mark = MARKS[byteorder]
         self._structs = {
             part.name: struct.Struct(mark + part.node.format) for part in parts if not part.bit_size
         }
@@ -412,7 +429,7 @@ class _Scattered:
         low = -(1 << (part.bit_size - 1)) if part.signed else 0
         high = low + (1 << part.bit_size) - 1
         if not isinstance(value, int) or not low <= value <= high:
-            _refuse(path, f"{value!r} is not within {low} to {high}")
+            _refuse(path, f"{_shown(value)} is not within {low} to {high}")
         number = int.from_bytes(data, self._byteorder)
         number |= (value & (1 << part.bit_size) - 1) << self._shift(part)
         data[:] = number.to_bytes(self._size, self._byteorder)
@@ -449,7 +466,7 @@ class _Compiler:
         differences: Between the caller's records and the types.
     """
 
-    def __init__(self, types: b.Types, byteorder: b.ByteOrder) -> None:
+    def __init__(self, types: b.Types, byteorder: ByteOrder) -> None:
         self._types = types
         self._byteorder = byteorder
         self._parts = 0
@@ -461,9 +478,12 @@ class _Compiler:
         Args:
             wanted: What the caller's annotation says it should become; Any when nothing.
         """
-        self._parts += 1
-        if depth > _MAX_DEPTH or self._parts > _MAX_PARTS:
-            raise ObjectError("the type nests too deep", place=f"BTF type {type_id}")
+        if depth > b.MAX_DEPTH:
+            raise ObjectError(
+                f"{b.describe(self._types, type_id)} nests more than {b.MAX_DEPTH} deep",
+                place=f"BTF type {type_id}",
+            )
+        self._count(1, path)
         _, found = b.resolve(self._types, type_id)
         match found:
             case b.Struct():
@@ -488,11 +508,20 @@ class _Compiler:
                 return self._integer(8, False, type_id)
             case b.Float() if found.size in (4, 8):
                 self._expect(wanted, float, path)
-                return _Scalar("f" if found.size == 4 else "d")
+                return _Float("f" if found.size == 4 else "d")
             case b.Var():
                 return self.compile(found.target, wanted, path, depth + 1)
         where = f"{path}: " if path else ""
         raise ObjectError(f"{where}{b.describe(self._types, type_id)} has no value in Python")
+
+    def _count(self, parts: int, path: str) -> None:
+        self._parts += parts
+        if self._parts > _MAX_PARTS:
+            raise ObjectError(
+                f"a value of more than {_MAX_PARTS} elements, {_MAX_PARTS // _MEMBER_PARTS} "
+                f"members or {_MAX_PARTS // _STRUCT_PARTS} structs",
+                place=path or None,
+            )
 
     def _expect(self, wanted: Any, given: type, path: str) -> None:
         if wanted is not Any and wanted is not given:
@@ -529,9 +558,8 @@ class _Compiler:
         node = self.compile(
             found.element, self._element_wanted(wanted, found.count, path), f"{path}[]", depth + 1
         )
-        self._parts += node.width * found.count
-        if self._parts > _MAX_PARTS and not isinstance(node, _Integer | _Scalar):
-            raise ObjectError(f"an array of {found.count} elements", place=path or None)
+        if not isinstance(node, _Integer | _Float):  # those are taken all at once
+            self._count(max(node.width, 1) * found.count, path)
         return _Array(node, found.count)
 
     def _element_wanted(self, wanted: Any, count: int, path: str) -> Any:
@@ -550,13 +578,13 @@ class _Compiler:
         return arguments[0] if arguments else Any
 
     def _struct(self, found: b.Struct, wanted: Any, path: str, depth: int) -> _Node:
-        members = list(self._members(found, 0, depth))
+        self._count(_STRUCT_PARTS, path)
+        members = list(self._members(found, 0, depth, path))
         hints = self._hints(wanted, path)
         parts: list[_Part] = []
+        uses: dict[str, int] = {}
         for member in members:
-            name = _field_name(member)
-            while any(part.name == name for part in parts):
-                name += "_"
+            name = _unused(_field_name(member), uses)
             where = f"{path}.{name}" if path else name
             parts.append(self._part(name, member, hints.get(name, Any), where, depth))
         for part in parts:
@@ -572,17 +600,18 @@ class _Compiler:
             return _Record(parts, found.size, shape)
         return _Scattered(parts, found.size, shape, self._byteorder)
 
-    def _members(self, found: b.Struct, base: int, depth: int) -> Iterator[b.Member]:
+    def _members(self, found: b.Struct, base: int, depth: int, path: str) -> Iterator[b.Member]:
         """The members that make up a record, those of anonymous structs in their place."""
-        if depth > _MAX_DEPTH:
-            raise ObjectError(f"struct {found.name} nests too deep")
+        if depth > b.MAX_DEPTH:
+            raise ObjectError(f"anonymous structs nest more than {b.MAX_DEPTH} deep")
         for member in found.members:
+            self._count(_MEMBER_PARTS, path)
             at = base + member.bit_offset
             _, inner = b.resolve(self._types, member.type_id)
             if isinstance(inner, b.Struct) and inner.name in _MANAGED:
                 continue
             if not member.name and isinstance(inner, b.Struct):
-                yield from self._members(inner, at, depth + 1)
+                yield from self._members(inner, at, depth + 1, path)
             elif not member.name.startswith(_PADDING):
                 yield b.Member(member.name, member.type_id, at, member.bit_size)
 
@@ -606,7 +635,7 @@ class _Compiler:
 
     def _shape(self, found: b.Struct, names: list[str], wanted: Any, path: str) -> _Shape:
         if not _is_record(wanted):
-            name = found.name if found.name.isidentifier() else "record"
+            name = _plain_name(found.name) or "record"
             record = namedtuple(name, names)  # type: ignore[misc]
             return _Shape(record, tuple(names), record._make)
         fields = _fields_of(wanted)
@@ -634,7 +663,7 @@ class _Boolean(NamedTuple):
 
     def flatten(self, value: Any, out: list[Any], path: str) -> None:
         if value not in (0, 1):
-            _refuse(path, f"{value!r} is no bool")
+            _refuse(path, f"{_shown(value)} is no bool")
         out.append(bool(value))
 
 
@@ -642,10 +671,27 @@ def _field_name(member: b.Member) -> str:
     """The member's name, as a NamedTuple takes it."""
     if not member.name:
         return f"union_{member.bit_offset // 8}"
-    name = member.name.lstrip("_")
-    if not name.isidentifier():
-        return f"field_{member.bit_offset // 8}"
+    return _plain_name(member.name.lstrip("_")) or f"field_{member.bit_offset // 8}"
+
+
+def _plain_name(name: str) -> str:
+    """The name as Python takes it, "" when it has to be another.
+
+    Of identifiers beyond ASCII, several are one to Python: it compares their NFKC.
+    """
+    if not (name.isascii() and name.isidentifier()):
+        return ""
     return f"{name}_" if iskeyword(name) else name
+
+
+def _unused(name: str, uses: dict[str, int]) -> str:
+    """The name, or where another member has it already, one with a number."""
+    free = name
+    while free in uses:
+        uses[name] += 1
+        free = f"{name}_{uses[name]}"
+    uses[free] = 1
+    return free
 
 
 def _is_enumeration(wanted: Any) -> bool:

@@ -10,14 +10,14 @@ Layouts are those of the System V ABI ("gABI"), chapters 4 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from accel.bpf.errors import ObjectError
-
-ByteOrder = Literal["little", "big"]
+from accel.bpf.format.byteorder import MARKS, ByteOrder
+from accel.bpf.format.strings import Strings
 
 SHT_NULL = 0
 SHT_PROGBITS = 1
@@ -47,8 +47,6 @@ _EM_BPF = 247
 _ELFCLASS64 = 2
 _ORDERS: dict[int, ByteOrder] = {1: "little", 2: "big"}
 _HEADER_SIZE = 64
-# Longer names are no use to anyone and let a small file ask for gigabytes of text.
-_MAX_NAME = 4096
 # Of zeroed variables a few bytes of file can ask for any number.
 _MAX_NOBITS = 1 << 27
 _COMPILE = "compile it with: clang -target bpf -g -O2 -c"
@@ -114,7 +112,7 @@ class Elf:
     byteorder: ByteOrder
     sections: tuple[Section, ...]
     symbols: tuple[Symbol, ...] = field(repr=False)
-    _relocation_sections: Mapping[int, tuple[Section, ...]] = field(repr=False)
+    _relocation_sections: Mapping[int, Sequence[Section]] = field(repr=False)
 
     def section(self, name: str) -> Section | None:
         """The first section of that name."""
@@ -171,7 +169,7 @@ class _Layout:
         self.relocation_addend = Struct(f"{mark}QQq")
 
 
-_layouts: dict[ByteOrder, _Layout] = {"little": _Layout("<"), "big": _Layout(">")}
+_layouts = {order: _Layout(mark) for order, mark in MARKS.items()}
 
 
 def parse(data: bytes) -> Elf:
@@ -193,10 +191,10 @@ def parse(data: bytes) -> Elf:
         )
     sections = _read_sections(data, layout, table, entry_size, count, names)
     symbols = _read_symbols(sections, layout)
-    tables: dict[int, tuple[Section, ...]] = {}
+    tables: dict[int, list[Section]] = {}
     for section in sections:
         if section.type in (SHT_REL, SHT_RELA):
-            tables[section.info] = (*tables.get(section.info, ()), section)
+            tables.setdefault(section.info, []).append(section)
     return Elf(byteorder, sections, symbols, tables)
 
 
@@ -236,9 +234,13 @@ def _read_sections(
         raise ObjectError(
             f"section headers of {entry_size} bytes, not {layout.section.size}", place=place
         )
-    # A count of 0 or a SHN_XINDEX escape would mean 65,280 sections or more.
+    # An escape, SHN_XINDEX, would mean 65,280 sections or more.
     if not 0 < count < SHN_LORESERVE:
-        raise ObjectError(f"{count} section headers", place=place)
+        raise ObjectError(
+            f"it says there are {count} section headers, not 1 to {SHN_LORESERVE - 1}",
+            place=place,
+            remedy="compile it again: what is left has no programs",
+        )
     if table < _HEADER_SIZE or table + count * entry_size > len(data):
         raise ObjectError(
             f"{count} section headers at offset {table:#x} do not fit into {len(data)} bytes",
@@ -250,10 +252,11 @@ def _read_sections(
     headers = [layout.section.unpack_from(data, table + i * entry_size) for i in range(count)]
     _check_extents(data, headers, table, entry_size)
     contents = [_content(data, header) for header in headers]
+    strings = Strings(contents[names])
     return tuple(
         Section(
             index=index,
-            name=_string(contents[names], name, f"section header {index}"),
+            name=_string(strings, name, f"section header {index}"),
             type=kind,
             flags=flags,
             size=size,
@@ -304,7 +307,10 @@ def _read_symbols(sections: tuple[Section, ...], layout: _Layout) -> tuple[Symbo
     if not tables:
         return ()
     if len(tables) > 1:
-        raise ObjectError("a second symbol table", place=f"section header {tables[1].index}")
+        raise ObjectError(
+            f"there are {len(tables)} symbol tables, and ELF allows one",
+            place=f"section header {tables[1].index}",
+        )
     table = tables[0]
     place = f"section {table.name}"
     if table.entry_size != layout.symbol.size or table.size % layout.symbol.size:
@@ -313,7 +319,7 @@ def _read_symbols(sections: tuple[Section, ...], layout: _Layout) -> tuple[Symbo
         )
     if table.link >= len(sections):
         raise ObjectError(f"section {table.link}, said to hold names, does not exist", place=place)
-    names = sections[table.link].data
+    names = Strings(sections[table.link].data)
     symbols = []
     for index, (name, info, other, section, value, size) in enumerate(
         layout.symbol.iter_unpack(table.data)
@@ -327,10 +333,10 @@ def _read_symbols(sections: tuple[Section, ...], layout: _Layout) -> tuple[Symbo
     return tuple(symbols)
 
 
-def _string(table: bytes, offset: int, place: str) -> str:
-    if offset == 0 and not table:
+def _string(names: Strings, offset: int, place: str) -> str:
+    if not offset:  # no name, whether or not there is a table
         return ""
-    end = table.find(b"\0", offset, offset + _MAX_NAME)
-    if offset >= len(table) or end < 0:
-        raise ObjectError(f"no name at offset {offset:#x} of the string table", place=place)
-    return table[offset:end].decode("utf-8", "backslashreplace")
+    try:
+        return names.read(offset)
+    except ObjectError as e:
+        raise e.within(place) from None

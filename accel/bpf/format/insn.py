@@ -8,7 +8,9 @@ Documentation/bpf/standardization/instruction-set.rst.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from accel.bpf.format.byteorder import MARKS, ByteOrder
 
 SIZE = 8
 
@@ -54,7 +56,7 @@ _JUMP = {
     0x10: "==", 0x20: ">", 0x30: ">=", 0x40: "&", 0x50: "!=", 0x60: "s>", 0x70: "s>=",
     0xA0: "<", 0xB0: "<=", 0xC0: "s<", 0xD0: "s<=",
 }  # fmt: skip
-_LAYOUTS = {"little": Struct("<BBhi"), "big": Struct(">BBhi")}
+_LAYOUTS = {order: Struct(f"{mark}BBhi") for order, mark in MARKS.items()}
 
 
 class Instruction(NamedTuple):
@@ -97,9 +99,7 @@ class Instruction(NamedTuple):
         return _disassemble(self)
 
 
-def decode(
-    data: bytes | bytearray, byteorder: Literal["little", "big"], index: int = 0
-) -> Instruction:
+def decode(data: bytes | bytearray, byteorder: ByteOrder, index: int = 0) -> Instruction:
     """The instruction at `index`, in units of 8 bytes."""
     code, registers, off, imm = _LAYOUTS[byteorder].unpack_from(data, index * SIZE)
     low, high = registers & 0xF, registers >> 4
@@ -109,7 +109,7 @@ def decode(
     return Instruction(code, dst, src, off, imm)
 
 
-def encode(instruction: Instruction, byteorder: Literal["little", "big"]) -> bytes:
+def encode(instruction: Instruction, byteorder: ByteOrder) -> bytes:
     """The instruction's 8 bytes."""
     code, dst, src, off, imm = instruction
     low, high = (dst, src) if byteorder == "little" else (src, dst)

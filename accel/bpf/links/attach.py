@@ -81,7 +81,8 @@ def attach(
     freplace            a Program, and function=; or none, as settled at load
     tracepoint          "category/name"
     kprobe ...          function of the kernel; "name+offset"
-    uprobe ...          "path:function" or "path:function+offset"
+    uprobe ...          "path:function", "path:function+offset" or "path:0x1f0"
+    uprobe.multi        "path:function,function,0x1f0"
     perf_event          an Fd from open_perf_event()
     ==================  =======================================================
 
@@ -261,17 +262,26 @@ def _to_user_function(program: Program, where: Any, many: bool, options: Options
     if not colon:
         raise _missing(program, "path:function")
     if many:
-        return perf.attach_uprobe_multi(program, path, place.split(","), **options)
+        places = [_place(one) for one in place.split(",")]
+        return perf.attach_uprobe_multi(program, path, places, **options)
     name, offset = _split_offset(place)
-    at: str | int = int(name, 0) if name[:1].isdigit() else name
-    return perf.attach_uprobe(program, path, at, offset=offset, **options)
+    return perf.attach_uprobe(program, path, _place(name), offset=offset, **options)
+
+
+def _place(text: str) -> str | int:
+    """A function's name, or an offset in its file."""
+    return _number(text, text) if text[:1].isdigit() else text
 
 
 def _split_offset(place: str) -> tuple[str, int]:
     """("name", 16) from "name+0x10"."""
     name, plus, offset = place.partition("+")
+    return name, _number(offset, place) if plus else 0
+
+
+def _number(text: str, place: str) -> int:
     try:
-        return name, int(offset, 0) if plus else 0
+        return int(text, 0)
     except ValueError:
         raise BpfError(
             f"attach to {place}", errno.EINVAL, remedy="write the offset as a number: name+0x10"

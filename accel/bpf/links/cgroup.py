@@ -10,9 +10,11 @@ from accel.bpf.door import pin, probe, syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import AttachType, ProgramType
-from accel.bpf.links.link import EmulatedLink, Link, duplicate
+from accel.bpf.links.descriptors import open_path
+from accel.bpf.links.link import EmulatedLink, Link, by_link
 from accel.bpf.links.link_info import CgroupDetails, LinkInfo
 from accel.bpf.links.order import ANYWHERE, Order
+from accel.bpf.links.query import query
 from accel.bpf.loading.prog_load import type_name
 from accel.bpf.loading.program import Program
 
@@ -57,46 +59,44 @@ def attach_cgroup(
             remedy="say which, by attach_type",
         )
     what = f"of program {program.name} to cgroup {path}"
-    with _open_directory(path, action) as directory:
+    with _open_cgroup(path, action) as directory:
         attr = uapi.LinkCreate(
             prog_fd=program.fileno(), target_fd=directory.fileno(), attach_type=wanted
         )
         order.fill(attr, attr.cgroup)
         try:
-            return Link(syscall.link_create(attr, action), what)
+            if order != ANYWHERE:
+                return Link(syscall.link_create(attr, action), what)
+            return by_link(
+                attr,
+                action,
+                what,
+                has_links=probe.cgroup_links,
+                otherwise=lambda: _MultiAttachment(program, directory, what, wanted).begin(action),
+            )
         except BpfError as error:
-            without_link = error.errno == errno.EINVAL and order == ANYWHERE
-            if not without_link or probe.cgroup_links() is not probe.Answer.NO:
-                raise _explain(error, path, wanted, order) from None
-        return _attach_multi(program, directory, path, wanted, action)
-
-
-def _attach_multi(
-    program: Program, directory: Fd, path: str, attach_type: int, action: str
-) -> Link:
-    """By BPF_PROG_ATTACH, beside what else tolerates company."""
-    try:
-        syscall.prog_attach(directory, program, attach_type, uapi.BPF_F_ALLOW_MULTI, action)
-    except BpfError as error:
-        raise _explain(error, path, attach_type, ANYWHERE) from None
-    return _MultiAttachment(program, directory, path, attach_type)
+            raise _explain(error, path, wanted, order) from None
 
 
 class _MultiAttachment(EmulatedLink):
-    """A program attached with BPF_F_ALLOW_MULTI."""
+    """A program attached by BPF_PROG_ATTACH, beside what else tolerates company."""
 
-    def __init__(self, program: Program, directory: Fd, path: str, attach_type: int) -> None:
+    def __init__(self, program: Program, directory: Fd, what: str, attach_type: int) -> None:
         details = CgroupDetails(os.fstat(directory.fileno()).st_ino, attach_type)
         info = LinkInfo(0, uapi.LinkType.CGROUP, program.id, details)
-        super().__init__(program, f"of program {program.name} to cgroup {path}", info)
-        self._directory = duplicate(directory)
+        super().__init__(program, directory, what, info)
         self._attach_type = attach_type
+
+    def _begin(self, attached: Fd, action: str) -> None:
+        syscall.prog_attach(
+            self._target, attached, self._attach_type, uapi.BPF_F_ALLOW_MULTI, action
+        )
 
     def _replace(self, program: Program, old: Fd, action: str) -> None:
         flags = uapi.BPF_F_ALLOW_MULTI | uapi.BPF_F_REPLACE
         try:
             syscall.prog_attach(
-                self._directory, program, self._attach_type, flags, action, replace=old
+                self._target, program, self._attach_type, flags, action, replace=old
             )
         except BpfError as error:
             if error.errno != errno.EINVAL:
@@ -109,19 +109,12 @@ class _MultiAttachment(EmulatedLink):
             ) from None
 
     def _end(self, attached: Fd, action: str) -> None:
-        syscall.prog_detach(self._directory, attached, self._attach_type, action)
-
-    def _release(self) -> None:
-        self._directory.close()
+        syscall.prog_detach(self._target, attached, self._attach_type, action)
 
 
-def _open_directory(path: str, action: str) -> Fd:
-    try:
-        return Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise BpfError(
-            action, error.errno or errno.EIO, remedy=f"create the cgroup {path}, or name another"
-        ) from error
+def _open_cgroup(path: str, action: str) -> Fd:
+    remedy = f"create the cgroup {path}, or name another"
+    return open_path(path, action, directory=True, remedy=remedy)
 
 
 def _explain(error: BpfError, path: str, attach_type: int, order: Order) -> BpfError:
@@ -161,19 +154,17 @@ def _find_rival(path: str, attach_type: int) -> str | None:
     for place in (cgroup, *cgroup.parents):
         if not _on_cgroup2(str(place)):
             return None
-        with _open_directory(str(place), f"look at cgroup {place}") as directory:
-            try:
-                flags, ids = syscall.prog_query(
-                    directory, attach_type, f"ask what is attached to cgroup {place}"
-                )
-            except BpfError:
-                return None
+        try:
+            attached = query(place, attach_type)
+        except BpfError:
+            return None
         tolerant = uapi.BPF_F_ALLOW_MULTI
         if place != cgroup:
             tolerant |= uapi.BPF_F_ALLOW_OVERRIDE
-        if ids and not flags & tolerant:
+        if attached.programs and not attached.flags & tolerant:
+            ids = ", ".join(str(program.program_id) for program in attached.programs)
             return (
-                f"detach program {', '.join(map(str, ids))} from cgroup {place}: "
+                f"detach program {ids} from cgroup {place}: "
                 "it was attached without BPF_F_ALLOW_MULTI and tolerates no other"
             )
     return None

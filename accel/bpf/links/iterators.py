@@ -14,6 +14,7 @@ from accel.bpf.door import syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.kinds import AttachType
+from accel.bpf.links.descriptors import open_path
 from accel.bpf.links.link import Link
 from accel.bpf.loading.program import Program
 from accel.bpf.maps.map import Map
@@ -72,7 +73,7 @@ def attach_iter(
             target.map.map_fd = map.fileno()
         elif cgroup is not None:
             over = f" over cgroup {os.fspath(cgroup)}"
-            directory = _open_directory(cgroup, f"attach iterator {program.name}{over}")
+            directory = open_path(cgroup, f"attach iterator {program.name}{over}", directory=True)
             target.cgroup.cgroup_fd = held.enter_context(directory).fileno()
             target.cgroup.order = order
         elif tid or pid:
@@ -94,13 +95,6 @@ def _create(program: Program, target: uapi.IterLinkInfo | None, action: str) -> 
             raise
         # Kernels that know of maps alone find more said than they can read.
         raise NotSupported(action, (6, 1), errno=errno.E2BIG) from None
-
-
-def _open_directory(path: str | os.PathLike[str], action: str) -> Fd:
-    try:
-        return Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise BpfError(action, error.errno or errno.EIO) from error
 
 
 def read_iter(link: Link) -> Iterator[bytes]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import errno
 import os
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from accel.bpf.closing import Closing
-from accel.bpf.door import pin, syscall, uapi
+from accel.bpf.door import pin, probe, syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.door.uapi import LinkType
 from accel.bpf.errors import BpfError
+from accel.bpf.links.descriptors import duplicate
 from accel.bpf.links.link_info import LinkInfo, link_info
 from accel.bpf.loading.program import Program
 from accel.bpf.maps.map import Map
@@ -38,6 +41,9 @@ _NOT_UPDATED = (
     LinkType.NETFILTER,
     LinkType.UPROBE_MULTI,
 )
+
+# How the kernel says that what was to be detached or replaced is not there.
+_GONE = (errno.ENOENT, errno.ENODEV)
 
 
 class Link(Closing):
@@ -161,6 +167,34 @@ class Link(Closing):
         return f"<Link {self._what}{', closed' if self.closed else ''}>"
 
 
+def by_link(
+    attr: uapi.LinkCreate,
+    action: str,
+    what: str,
+    *,
+    has_links: Callable[[], probe.Answer],
+    otherwise: Callable[[], Link],
+) -> Link:
+    """Attach by link; on a kernel that has none of this kind, in the older way.
+
+    EINVAL says that there are no such links, and much besides.  So the kernel is asked, lest
+    the older way do what the newer refused for a reason.
+
+    Args:
+        what: The link in words, as in "of program watch to eth0".
+        has_links: The probe for this kind.
+
+    Raises:
+        BpfError: The kernel refused the link, or the older way.
+    """
+    try:
+        return Link(syscall.link_create(attr, action), what)
+    except BpfError as error:
+        if error.errno != errno.EINVAL or has_links() is not probe.Answer.NO:
+            raise
+    return otherwise()
+
+
 class EmulatedLink(Link):
     """An attachment the kernel has no link of, in the manners of one.
 
@@ -168,16 +202,40 @@ class EmulatedLink(Link):
     attached without a link stays until somebody detaches it.
     """
 
-    def __init__(self, attached: Program | Map[Any, Any], what: str, info: LinkInfo) -> None:
-        """Not for direct use: see attach().
+    def __init__(
+        self,
+        attached: Program | Map[Any, Any],
+        target: syscall.HasFileno,
+        what: str,
+        info: LinkInfo,
+    ) -> None:
+        """Not for direct use: see attach().  begin() attaches.
 
         Args:
-            attached: May be closed by its owner from now on.
+            attached, target: May be closed by their owners from now on.
             info: With the id 0.
         """
-        super().__init__(duplicate(attached), what)
+        with ExitStack() as undo:
+            fd = undo.enter_context(duplicate(attached, f"make link {what}"))
+            self._target = undo.enter_context(duplicate(target, f"make link {what}"))
+            super().__init__(fd, what)
+            undo.pop_all()
         self._info = info
+        self._attached = False
+
+    def begin(self, action: str) -> Self:
+        """Attach.  All else that may fail was done before, so it is attached and held, or neither.
+
+        Raises:
+            BpfError: The kernel refused; the link is closed.
+        """
+        try:
+            self._begin(self._fd, action)
+        except BaseException:
+            self.close()
+            raise
         self._attached = True
+        return self
 
     def fileno(self) -> int:
         """Nothing stands behind it.
@@ -192,15 +250,36 @@ class EmulatedLink(Link):
         return self._info
 
     def update(self, program: Program, *, expected: Program | None = None) -> None:
+        """Exchange the program; not atomic for every kind.
+
+        In a map of sockets there is none for a moment: sockets that enter it just then get
+        none.  What others attached in the place meanwhile is left alone.
+
+        Raises:
+            BpfError: ENOLINK when this link's program is attached no more; EPERM when that,
+                or its being another, differs from what was expected; EOPNOTSUPP for kinds
+                that keep their program for life.
+        """
         action = f"put program {program.name} into link {self._what}"
         if not self._attached:
             raise BpfError(action, errno.ENOLINK, remedy="attach anew: it was detached")
         if expected is not None and expected.id != self._info.program_id:
             raise BpfError(action, errno.EPERM, remedy="look at info() again")
-        self._replace(program, self._fd, action)
-        before, self._fd = self._fd, duplicate(program)
+        info = replace(self._info, program_id=program.id)
+        fresh = duplicate(program, action)
+        try:
+            self._replace(program, self._fd, action)
+        except BaseException as error:
+            fresh.close()
+            if not isinstance(error, BpfError) or error.errno not in _GONE:
+                raise
+            raise BpfError(
+                action,
+                errno.ENOLINK if expected is None else errno.EPERM,
+                remedy="attach anew: others detached this link's program, or put theirs there",
+            ) from None
+        before, self._fd, self._info = self._fd, fresh, info
         before.close()
-        self._info = replace(self._info, program_id=program.id)
 
     def update_map(self, map: Map[Any, Any], *, expected: Map[Any, Any] | None = None) -> None:
         raise self._no_link(f"put map {map.name} into")
@@ -213,7 +292,7 @@ class EmulatedLink(Link):
             self._end(self._fd, f"detach link {self._what}")
         except BpfError as error:
             # Somebody else detached it, or its target went: what we wanted.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in _GONE:
                 raise
         self._attached = False
 
@@ -228,19 +307,19 @@ class EmulatedLink(Link):
             self.detach()
         finally:
             self._fd.close()
-            self._release()
+            self._target.close()
+
+    @abstractmethod
+    def _begin(self, attached: Fd, action: str) -> None:
+        """Attach it to `self._target`."""
 
     @abstractmethod
     def _replace(self, program: Program, old: Fd, action: str) -> None:
-        """Put `program` where the one behind `old` is."""
+        """Put `program` where the one behind `old` is; ENOENT and ENODEV say it is not there."""
 
     @abstractmethod
     def _end(self, attached: Fd, action: str) -> None:
         """Detach it; ENOENT and ENODEV say that there is nothing to detach."""
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Let go of what else is held."""
 
     def _no_link(self, wish: str) -> BpfError:
         return BpfError(
@@ -248,8 +327,3 @@ class EmulatedLink(Link):
             errno.EOPNOTSUPP,
             remedy="keep it open in this process: the kernel has no link of this attachment",
         )
-
-
-def duplicate(owner: syscall.HasFileno) -> Fd:
-    """A descriptor of our own for what another one is for."""
-    return Fd(os.dup(owner.fileno()))

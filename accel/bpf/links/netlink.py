@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, TypeVar
 
 from accel.bpf.door import syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import AttachType
+from accel.bpf.links.descriptors import open_path
 from accel.bpf.links.link import EmulatedLink, Link
 from accel.bpf.links.link_info import DeviceDetails, LinkInfo
 from accel.bpf.loading.program import Program
@@ -39,40 +41,67 @@ _HOOKS: dict[int, int] = {
 _ATTEMPTS = 16
 
 
-class _Namespace:
-    """The network namespace of the thread that made this."""
+def _own_namespace(action: str) -> Fd:
+    """The network namespace of this thread."""
+    return open_path(_OWN, action)
 
-    def __init__(self) -> None:
-        self._fd = Fd(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
 
-    def ask(self, talk: Callable[[Any], T], action: str) -> T:
-        """Run `talk` with an IPRoute inside.
+def _identity(namespace: Fd, action: str) -> tuple[int, int]:
+    """What namespaces differ in."""
+    try:
+        told = os.fstat(namespace.fileno())
+    except OSError as error:
+        raise BpfError(action, error.errno or errno.EIO) from error
+    return told.st_dev, told.st_ino
 
-        Raises:
-            BpfError: With netlink's answer.
-        """
 
-        # Imported here for what they cost: pyroute2 takes a fifth of a second.
-        from concurrent.futures import ThreadPoolExecutor
+def _ask(namespace: Fd, talk: Callable[[Any], T], action: str) -> T:
+    """Run `talk` with an IPRoute inside a network namespace.
 
-        from pyroute2.iproute import IPRoute
-        from pyroute2.netlink.exceptions import NetlinkError
+    Raises:
+        BpfError: With netlink's answer.
+    """
 
-        def body() -> T:
+    # Imported here for what they cost: pyroute2 takes a fifth of a second.
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pyroute2.iproute import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    def body() -> T:
+        try:
             # It needs CAP_SYS_ADMIN, and a new thread is where its maker was.
-            if not os.path.samestat(os.fstat(self._fd.fileno()), os.stat(_OWN)):
-                syscall.enter_netns(self._fd, action)
-            try:
-                with IPRoute() as netlink:
-                    return talk(netlink)
-            except NetlinkError as error:
-                raise BpfError(action, error.code) from None
+            if not os.path.samestat(os.fstat(namespace.fileno()), os.stat(_OWN)):
+                syscall.enter_netns(namespace, action)
+            with IPRoute() as netlink:
+                return talk(netlink)
+        except NetlinkError as error:
+            raise BpfError(action, error.code) from None
+        except OSError as error:
+            raise BpfError(action, error.errno or errno.EIO) from error
 
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink") as thread:
-            return thread.submit(body).result()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink") as thread:
+        return thread.submit(body).result()
 
-    def close(self) -> None:
-        self._fd.close()
+
+class _NetlinkAttachment(EmulatedLink):
+    """What both kinds have in common: a device in a namespace."""
+
+    def __init__(
+        self,
+        program: Program,
+        namespace: Fd,
+        link_type: int,
+        ifindex: int,
+        attach_type: int | None,
+    ) -> None:
+        what = f"of program {program.name} to device {ifindex}"
+        info = LinkInfo(0, link_type, program.id, DeviceDetails(ifindex, attach_type))
+        super().__init__(program, namespace, what, info)
+        self._ifindex = ifindex
+
+    def _ask(self, talk: Callable[[Any], T], action: str) -> T:
+        return _ask(self._target, talk, action)
 
 
 # --- XDP -----------------------------------------------------------------------------------
@@ -87,67 +116,65 @@ def attach_xdp(program: Program, ifindex: int, mode: int, action: str) -> Link:
     Raises:
         BpfError: EBUSY when it has one.
     """
-    attachment = _XdpAttachment(program, ifindex, mode)
-    try:
-        attachment.begin(program, action)
-    except BaseException:
-        attachment.abandon()
-        raise
-    return attachment
-
-
-class _NetlinkAttachment(EmulatedLink):
-    """What both kinds have in common: a device in a namespace."""
-
-    def __init__(self, program: Program, what: str, link_type: int, details: DeviceDetails) -> None:
-        super().__init__(program, what, LinkInfo(0, link_type, program.id, details))
-        self._ifindex = details.ifindex
-        self._namespace = _Namespace()
-
-    def abandon(self) -> None:
-        """Let go of what was not attached."""
-        self._attached = False
-        self.close()
-
-    def _release(self) -> None:
-        self._namespace.close()
+    with _own_namespace(action) as namespace:
+        return _XdpAttachment(program, namespace, ifindex, mode).begin(action)
 
 
 class _XdpAttachment(_NetlinkAttachment):
     """An XDP program attached by RTM_SETLINK."""
 
-    def __init__(self, program: Program, ifindex: int, mode: int) -> None:
-        what = f"of program {program.name} to device {ifindex}"
-        super().__init__(program, what, uapi.LinkType.XDP, DeviceDetails(ifindex, None))
+    def __init__(self, program: Program, namespace: Fd, ifindex: int, mode: int) -> None:
+        super().__init__(program, namespace, uapi.LinkType.XDP, ifindex, None)
         self._mode = mode
 
-    def begin(self, program: Program, action: str) -> None:
-        self._set(program.fileno(), None, _XDP_UPDATE_IF_NOEXIST, action)
+    def _begin(self, attached: Fd, action: str) -> None:
+        def talk(netlink: Any) -> None:
+            self._set(netlink, attached.fileno(), _XDP_UPDATE_IF_NOEXIST)
+
+        self._ask(talk, action)
 
     def _replace(self, program: Program, old: Fd, action: str) -> None:
-        self._set(program.fileno(), old.fileno(), _XDP_REPLACE, action)
+        self._put(program.fileno(), old, action)
 
     def _end(self, attached: Fd, action: str) -> None:
-        try:
-            self._set(_NOTHING, attached.fileno(), _XDP_REPLACE, action)
-        except BpfError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            # Another program has the place by now: ours is detached.
-            raise BpfError(action, errno.ENOENT) from None
+        self._put(_NOTHING, attached, action)
 
-    def _set(self, program: int, expected: int | None, flags: int, action: str) -> None:
+    def _put(self, new: int, old: Fd, action: str) -> None:
+        """Put another program, or none, where ours is; ENOENT when ours is not there."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        def talk(netlink: Any) -> None:
+            try:
+                self._set(netlink, new, _XDP_REPLACE, old)
+            except NetlinkError as error:
+                if error.code == errno.EEXIST:
+                    raise BpfError(action, errno.ENOENT) from None
+                if error.code != errno.EINVAL:
+                    raise
+                # Before Linux 5.7 there is no such flag: look first, then do it.
+                if self._info.program_id not in self._program_ids(netlink):
+                    raise BpfError(action, errno.ENOENT) from None
+                self._set(netlink, new, 0)
+
+        self._ask(talk, action)
+
+    def _set(self, netlink: Any, program: int, flags: int, expected: Fd | None = None) -> None:
         wanted: list[tuple[str, Any]] = [
             ("IFLA_XDP_FD", program),
             ("IFLA_XDP_FLAGS", {"value": self._mode | flags}),
         ]
         if expected is not None:
-            wanted.append(("IFLA_XDP_EXPECTED_FD", expected))
+            wanted.append(("IFLA_XDP_EXPECTED_FD", expected.fileno()))
+        netlink.link("set", index=self._ifindex, xdp={"attrs": wanted})
 
-        def talk(netlink: Any) -> None:
-            netlink.link("set", index=self._ifindex, xdp={"attrs": wanted})
-
-        self._namespace.ask(talk, action)
+    def _program_ids(self, netlink: Any) -> set[int]:
+        """Of the device's XDP programs, in whatever mode."""
+        (link,) = netlink.get_links(self._ifindex)
+        told = link.get_attr("IFLA_XDP")
+        if told is None:
+            return set()
+        names = ("PROG_ID", "SKB_PROG_ID", "DRV_PROG_ID", "HW_PROG_ID")
+        return {told.get_attr(f"IFLA_XDP_{name}") for name in names} - {None}
 
 
 # --- clsact --------------------------------------------------------------------------------
@@ -164,38 +191,69 @@ def attach_clsact(
     Raises:
         BpfError: EEXIST when the device has another qdisc in its place.
     """
-    attachment = _ClsactAttachment(program, ifindex, attach_type, priority)
-    try:
-        attachment.begin(program, action)
-    except BaseException:
-        attachment.abandon()
-        raise
-    return attachment
+    with _own_namespace(action) as namespace:
+        place = (*_identity(namespace, action), ifindex)
+        return _ClsactAttachment(program, namespace, place, attach_type, priority).begin(action)
+
+
+# A device: st_dev and st_ino of its namespace, and its ifindex there.
+_Place = tuple[int, int, int]
+
+# The qdiscs we made, and how many of our filters each has.  One is looked for, made and
+# removed under the lock, so that none goes while another needs it.
+_made_qdiscs: dict[_Place, int] = {}
+_qdiscs_lock = Lock()
 
 
 class _ClsactAttachment(_NetlinkAttachment):
     """A filter of a clsact qdisc."""
 
-    def __init__(self, program: Program, ifindex: int, attach_type: int, priority: int) -> None:
-        what = f"of program {program.name} to device {ifindex}"
-        details = DeviceDetails(ifindex, attach_type)
-        super().__init__(program, what, uapi.LinkType.TCX, details)
+    def __init__(
+        self, program: Program, namespace: Fd, place: _Place, attach_type: int, priority: int
+    ) -> None:
+        super().__init__(program, namespace, uapi.LinkType.TCX, place[2], attach_type)
+        self._place = place
         self._parent = _HOOKS[attach_type]
         self._priority = priority
         self._handle = 0
-        self._name = ""
-        self._made_qdisc = False
+        self._name = _filter_name(program)
+        self._counted = False
 
-    def begin(self, program: Program, action: str) -> None:
-        self._namespace.ask(lambda netlink: self._add(netlink, program, action), action)
+    def _begin(self, attached: Fd, action: str) -> None:
+        def talk(netlink: Any) -> None:
+            with _qdiscs_lock:
+                self._enter_qdisc(netlink, action)
+                try:
+                    self._add_filter(netlink, attached)
+                except BaseException:
+                    self._leave_qdisc(netlink)
+                    raise
 
-    def _add(self, netlink: Any, program: Program, action: str) -> None:
-        self._made_qdisc = self._need_qdisc(netlink, action)
-        try:
-            self._add_filter(netlink, program)
-        except BaseException:
-            self._remove_qdisc(netlink)
-            raise
+        self._ask(talk, action)
+
+    def _enter_qdisc(self, netlink: Any, action: str) -> None:
+        if self._need_qdisc(netlink, action):
+            _made_qdiscs.setdefault(self._place, 0)
+        if self._place in _made_qdiscs:
+            _made_qdiscs[self._place] += 1
+            self._counted = True
+
+    def _leave_qdisc(self, netlink: Any) -> None:
+        """Remove the qdisc if we made it, this was our last filter, and others have none."""
+        if not self._counted:
+            return
+        self._counted = False
+        _made_qdiscs[self._place] -= 1
+        if _made_qdiscs[self._place]:
+            return
+        del _made_qdiscs[self._place]
+        used = any(
+            entry["handle"]
+            for parent in _HOOKS.values()
+            for entry in netlink.get_filters(self._ifindex, parent=parent)
+        )
+        if not used:
+            netlink.tc("del", "clsact", self._ifindex)
 
     def _need_qdisc(self, netlink: Any, action: str) -> bool:
         """Whether we had to make it."""
@@ -221,59 +279,60 @@ class _ClsactAttachment(_NetlinkAttachment):
             )
         return False
 
-    def _add_filter(self, netlink: Any, program: Program) -> None:
+    def _add_filter(self, netlink: Any, program: Fd) -> None:
         from pyroute2.netlink.exceptions import NetlinkError
 
         for attempt in range(_ATTEMPTS):
             taken = {handle for handle, _ in self._filters(netlink, self._parent)}
-            handle = next(number for number in range(1, 2**16) if number not in taken)
+            self._handle = next(number for number in range(1, 2**16) if number not in taken)
             try:
-                self._write(netlink, "add-filter", program, handle)
+                self._write(netlink, "add-filter", program, self._name)
             except NetlinkError as error:
                 if error.code != errno.EEXIST or attempt == _ATTEMPTS - 1:
                     raise
             else:
-                self._handle = handle
                 return
 
-    def _write(self, netlink: Any, command: str, program: Program, handle: int) -> None:
-        name = f"{program.name}:{program.id}"  # by which we know our own again
+    def _write(self, netlink: Any, command: str, program: syscall.HasFileno, name: str) -> None:
         netlink.tc(
             command,
             "bpf",
             self._ifindex,
-            handle=handle,
+            handle=self._handle,
             fd=program.fileno(),
             name=name,
             parent=self._parent,
             prio=self._priority,
             direct_action=True,
         )
-        self._name = name
 
     def _replace(self, program: Program, old: Fd, action: str) -> None:
+        name = _filter_name(program)
+
         def talk(netlink: Any) -> None:
             self._require(netlink, action)
-            self._write(netlink, "change-filter", program, self._handle)
+            self._write(netlink, "change-filter", program, name)
 
-        self._namespace.ask(talk, action)
+        self._ask(talk, action)
+        self._name = name
 
     def _end(self, attached: Fd, action: str) -> None:
         def talk(netlink: Any) -> None:
-            try:
-                self._require(netlink, action)
-                netlink.tc(
-                    "del-filter",
-                    "bpf",
-                    self._ifindex,
-                    handle=self._handle,
-                    parent=self._parent,
-                    prio=self._priority,
-                )
-            finally:
-                self._remove_qdisc(netlink)
+            with _qdiscs_lock:
+                try:
+                    self._require(netlink, action)
+                    netlink.tc(
+                        "del-filter",
+                        "bpf",
+                        self._ifindex,
+                        handle=self._handle,
+                        parent=self._parent,
+                        prio=self._priority,
+                    )
+                finally:
+                    self._leave_qdisc(netlink)
 
-        self._namespace.ask(talk, action)
+        self._ask(talk, action)
 
     def _require(self, netlink: Any, action: str) -> None:
         """Do not touch a filter of others that has taken the handle."""
@@ -290,15 +349,7 @@ class _ClsactAttachment(_NetlinkAttachment):
                 found.add((entry["handle"], name or ""))
         return found
 
-    def _remove_qdisc(self, netlink: Any) -> None:
-        """Remove the qdisc if we made it and nobody uses it."""
-        if not self._made_qdisc:
-            return
-        used = any(
-            entry["handle"]
-            for parent in _HOOKS.values()
-            for entry in netlink.get_filters(self._ifindex, parent=parent)
-        )
-        if not used:
-            netlink.tc("del", "clsact", self._ifindex)
-            self._made_qdisc = False
+
+def _filter_name(program: Program) -> str:
+    """By which we know our own filter again."""
+    return f"{program.name}:{program.id}"

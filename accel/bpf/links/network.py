@@ -12,11 +12,11 @@ import socket
 from enum import IntEnum
 from typing import Literal
 
-from accel.bpf.door import syscall, uapi
+from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.kinds import AttachType, ProgramType
 from accel.bpf.links import netlink
-from accel.bpf.links.link import Link
+from accel.bpf.links.link import Link, by_link
 from accel.bpf.links.link_info import DeviceDetails, iter_links
 from accel.bpf.links.order import ANYWHERE, Order
 from accel.bpf.loading.prog_load import type_name
@@ -47,7 +47,8 @@ class Hook(IntEnum):
 def attach_xdp(program: Program, device: str | int, *, mode: Mode | None = None) -> Link:
     """Run an XDP program on every packet a network device receives.
 
-    By link; on kernels before 5.9 by netlink, with the manners of one.
+    By link; on kernels before 5.9 by netlink, with the manners of one while this process
+    lives, which that attachment outlives: `ip link set dev NAME xdp off` ends it then.
 
     Args:
         device: Name or ifindex.
@@ -67,15 +68,18 @@ def attach_xdp(program: Program, device: str | int, *, mode: Mode | None = None)
         flags=_MODES[mode],
     )
     try:
-        fd = syscall.link_create(attr, action)
+        return by_link(
+            attr,
+            action,
+            f"of program {program.name} to {device}",
+            has_links=probe.xdp_links,
+            otherwise=lambda: netlink.attach_xdp(program, ifindex, _MODES[mode], action),
+        )
     except BpfError as error:
-        if error.errno == errno.EINVAL:
-            return netlink.attach_xdp(program, ifindex, _MODES[mode], action)
-        raise _explain_xdp(error, ifindex, mode) from None
-    return Link(fd, f"of program {program.name} to {device}")
+        raise _explain_xdp(error, program, ifindex, mode) from None
 
 
-def _explain_xdp(error: BpfError, ifindex: int, mode: Mode | None) -> BpfError:
+def _explain_xdp(error: BpfError, program: Program, ifindex: int, mode: Mode | None) -> BpfError:
     remedy = error.remedy
     if error.errno in (errno.EBUSY, errno.EEXIST):
         holder = _xdp_link_of(ifindex)
@@ -88,6 +92,8 @@ def _explain_xdp(error: BpfError, ifindex: int, mode: Mode | None) -> BpfError:
         remedy = "try mode='generic', which needs nothing of the driver"
     elif error.errno == errno.ERANGE:
         remedy = 'load a program of SEC("xdp.frags"), or lower the device\'s MTU'
+    elif error.errno == errno.EINVAL and program.type != ProgramType.XDP:
+        remedy = f"attach an XDP program; this is a {type_name(program.type)}"
     return BpfError(error.action, error.errno, remedy=remedy)
 
 
@@ -106,17 +112,16 @@ def attach_tc(program: Program, device: str | int, direction: Direction) -> Link
     """Run a SCHED_CLS program on what a device receives ("ingress") or sends ("egress").
 
     By tcx link; on kernels before 6.6 as a direct-action filter of the clsact qdisc, with
-    the manners of a link.
+    the manners of a link while this process lives, which that filter outlives: see
+    attach_clsact().
 
     Raises:
         BpfError: ENODEV when there is no such device.
     """
     try:
         return attach_tcx(program, device, direction)
-    except BpfError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    return attach_clsact(program, device, direction)
+    except NotSupported:
+        return attach_clsact(program, device, direction)
 
 
 def attach_tcx(
@@ -162,11 +167,13 @@ def _attach_ordered(
     try:
         fd = syscall.link_create(attr, action)
     except BpfError as error:
-        raise _explain_ordered(error, program, order) from None
+        raise _explain_ordered(error, program, attach_type, order) from None
     return Link(fd, f"of program {program.name} to {side} of {device}")
 
 
-def _explain_ordered(error: BpfError, program: Program, order: Order) -> BpfError:
+def _explain_ordered(
+    error: BpfError, program: Program, attach_type: AttachType, order: Order
+) -> BpfError:
     remedy = error.remedy
     if error.errno == errno.ESTALE:
         remedy = "query() again: programs came or went since that revision"
@@ -176,8 +183,9 @@ def _explain_ordered(error: BpfError, program: Program, order: Order) -> BpfErro
         remedy = "detach one of the 63 programs already there"
     elif error.errno == errno.EINVAL and program.type != ProgramType.SCHED_CLS:
         remedy = f"attach a SCHED_CLS program; this is a {type_name(program.type)}"
-    elif error.errno == errno.EINVAL:
-        return NotSupported(f"{error.action} by link", (6, 6), errno=errno.EINVAL)
+    elif error.errno == errno.EINVAL and probe.tcx_links() is probe.Answer.NO:
+        since = (6, 6) if attach_type in _TCX.values() else (6, 7)
+        return NotSupported(f"{error.action} by link", since, errno=errno.EINVAL)
     return BpfError(error.action, error.errno, remedy=remedy)
 
 
@@ -190,8 +198,9 @@ def attach_clsact(
 ) -> Link:
     """Run a SCHED_CLS program as a direct-action filter of a device's clsact qdisc.
 
-    The qdisc is made when the device has none, and removed with its last filter if we
-    made it.  The filter stays if this process dies.
+    The qdisc is made when the device has none, and removed with the last filter this process
+    has there, if it was made by this process and others have none there.  Filter and qdisc
+    stay if this process dies: `tc qdisc del dev NAME clsact` ends them then.
 
     Args:
         priority: Lower runs first; 1 to 65535.

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel.bpf.door import syscall, uapi
+from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.door.uapi import PerfEventType
 from accel.bpf.errors import BpfError, ObjectError
 from accel.bpf.kinds import AttachType
-from accel.bpf.links.link import EmulatedLink, Link, duplicate
+from accel.bpf.links.link import EmulatedLink, Link, by_link
 from accel.bpf.links.link_info import LinkInfo, PerfEventDetails
 from accel.bpf.loading.program import Program
 
@@ -34,6 +34,14 @@ _IOC_SET_BPF = 0x40042408
 _SOURCES = Path("/sys/bus/event_source/devices")
 # Where tracefs is, for kernels that mount it themselves, and as debugfs has it.
 _TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+
+# What attaches programs of these attach types.
+_MANY_AT_ONCE: dict[int | None, str] = {
+    AttachType.TRACE_KPROBE_MULTI: "attach_kprobe_multi",
+    AttachType.TRACE_KPROBE_SESSION: "attach_kprobe_multi",
+    AttachType.TRACE_UPROBE_MULTI: "attach_uprobe_multi",
+    AttachType.TRACE_UPROBE_SESSION: "attach_uprobe_multi",
+}
 
 # How an architecture names the functions of system calls: SYSCALL_DEFINE.
 _SYSCALL_PREFIXES = {
@@ -67,14 +75,20 @@ def attach_perf_event(
     )
     attr.perf_event.bpf_cookie = cookie
     what = f"of program {program.name}"
+    known = details or PerfEventDetails(PerfEventType.EVENT, "", 0, 0)
     try:
-        link = Link(syscall.link_create(attr, action), what)
+        if cookie:  # which only links have
+            link = Link(syscall.link_create(attr, action), what)
+        else:
+            link = by_link(
+                attr,
+                action,
+                what,
+                has_links=probe.perf_links,
+                otherwise=lambda: _EventAttachment(program, event, what, known).begin(action),
+            )
     except BpfError as error:
-        if error.errno != errno.EINVAL or cookie:
-            raise
-        _ioctl(event, _IOC_SET_BPF, program.fileno(), action)
-        known = details or PerfEventDetails(PerfEventType.EVENT, "", 0, 0)
-        link = _EventAttachment(program, event, what, known)
+        raise _explain(error, program) from None
     try:
         _ioctl(event, _IOC_ENABLE, 0, action)
     except BpfError:
@@ -83,13 +97,26 @@ def attach_perf_event(
     return link
 
 
+def _explain(error: BpfError, program: Program) -> BpfError:
+    way = _MANY_AT_ONCE.get(program.attach_type)
+    if error.errno != errno.EINVAL or way is None:
+        return error
+    return BpfError(
+        error.action,
+        error.errno,
+        remedy=f"use {way}(): the program was loaded for many places at once",
+    )
+
+
 class _EventAttachment(EmulatedLink):
     """A program that a perf event runs, by ioctl."""
 
     def __init__(self, program: Program, event: Fd, what: str, details: PerfEventDetails) -> None:
         info = LinkInfo(0, uapi.LinkType.PERF_EVENT, program.id, details)
-        super().__init__(program, what, info)
-        self._event = duplicate(event)
+        super().__init__(program, event, what, info)
+
+    def _begin(self, attached: Fd, action: str) -> None:
+        _ioctl(self._target, _IOC_SET_BPF, attached.fileno(), action)
 
     def _replace(self, program: Program, old: Fd, action: str) -> None:
         raise BpfError(
@@ -98,10 +125,7 @@ class _EventAttachment(EmulatedLink):
 
     def _end(self, attached: Fd, action: str) -> None:
         # Disabling is not enough: a tracepoint's programs run whether or not their events do.
-        self._event.close()
-
-    def _release(self) -> None:
-        self._event.close()
+        self._target.close()
 
 
 def _ioctl(event: Fd, request: int, argument: int, action: str) -> None:
@@ -220,7 +244,7 @@ def attach_uprobe(
     *,
     offset: int = 0,
     at_return: bool = False,
-    pid: int = -1,
+    pid: int | None = None,
     reference_counter: int = 0,
     cookie: int = 0,
 ) -> Link:
@@ -230,7 +254,7 @@ def attach_uprobe(
         path: Of the ELF file, as this process sees it.
         where: A function's name, or its offset in the file.
         offset: Bytes further.
-        pid: Of the only process, or -1 for all that run the file.
+        pid: Of the only process, 0 for this one; None for all that run the file.
         reference_counter: Offset in the file of a counter that is raised meanwhile, as the
             semaphores of USDT; 0 for none.
 
@@ -246,7 +270,9 @@ def attach_uprobe(
     attr.config |= reference_counter << 32  # UPROBE's format/ref_ctr_offset
     attr.config1, attr.config2 = ctypes.addressof(target), place
     kind = PerfEventType.URETPROBE if at_return else PerfEventType.UPROBE
-    with syscall.perf_event_open(attr, pid, 0 if pid == -1 else -1, action) as event:
+    # A process on whichever CPU it is, or one CPU whoever is there: that is all of a uprobe.
+    who, cpu = (-1, 0) if pid is None else (pid, -1)
+    with syscall.perf_event_open(attr, who, cpu, action) as event:
         details = PerfEventDetails(kind, name, place, cookie)
         return attach_perf_event(program, event, cookie=cookie, details=details)
 
@@ -302,14 +328,14 @@ def attach_uprobe_multi(
     places: Sequence[str | int],
     *,
     at_return: bool = False,
-    pid: int = 0,
+    pid: int | None = None,
 ) -> Link:
     """Run a program whenever one of many functions of a file is called, or returns (Linux 6.6).
 
     Args:
         program: Loaded for uprobe.multi or uprobe.session.
         places: Names of functions, or offsets in the file.
-        pid: Of the only process, or 0 for all.
+        pid: Of the only process, 0 for this one; None for all that run the file.
 
     Raises:
         BpfError: ESRCH when there is no such process.
@@ -324,7 +350,8 @@ def attach_uprobe_multi(
     )
     part = attr.uprobe_multi
     part.path, part.offsets = ctypes.addressof(target), ctypes.addressof(offsets)
-    part.cnt, part.pid = len(places), pid
+    # The kernel's 0 is everybody.
+    part.cnt, part.pid = len(places), 0 if pid is None else pid or os.getpid()
     part.flags = uapi.BPF_F_UPROBE_MULTI_RETURN if at_return else 0
     return Link(_create_multi(attr, action, "CONFIG_UPROBES"), f"of program {program.name}")
 

@@ -8,9 +8,9 @@ import os
 from typing import Any, NamedTuple
 
 from accel.bpf.door import syscall, uapi
-from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import AttachType
+from accel.bpf.links.descriptors import open_path
 from accel.bpf.links.network import find_device
 from accel.bpf.maps.map import Map
 
@@ -77,18 +77,11 @@ def query(
         device = target if isinstance(target, int) else os.fspath(target)
         attr.target_fd = find_device(device, action)
         return _ask(attr, action, tells_links=True)
-    with _open(target, action) as fd:
+    if isinstance(target, int):
+        raise BpfError(action, errno.EINVAL, remedy="name the target by its path")
+    with open_path(target, action) as fd:
         attr.target_fd = fd.fileno()
         return _ask(attr, action, tells_links=False)
-
-
-def _open(path: str | int | os.PathLike[str], action: str) -> Fd:
-    if isinstance(path, int):
-        raise BpfError(action, errno.EINVAL, remedy="name the target by its path")
-    try:
-        return Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise BpfError(action, error.errno or errno.EIO) from error
 
 
 def _ask(attr: uapi.ProgQuery, action: str, *, tells_links: bool) -> Attachments:
@@ -99,7 +92,7 @@ def _ask(attr: uapi.ProgQuery, action: str, *, tells_links: bool) -> Attachments
         if tells_links:
             attr.link_ids = ctypes.addressof(links)
         try:
-            syscall.prog_query_attr(attr, action)
+            syscall.prog_query(attr, action)
         except BpfError as error:
             if error.errno != errno.ENOSPC or attr.prog_cnt <= room:
                 raise

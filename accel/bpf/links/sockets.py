@@ -7,11 +7,12 @@ import os
 import socket
 from typing import Any
 
-from accel.bpf.door import syscall, uapi
+from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import AttachType, ProgramType
-from accel.bpf.links.link import EmulatedLink, Link, duplicate
+from accel.bpf.links.descriptors import open_path
+from accel.bpf.links.link import EmulatedLink, Link, by_link
 from accel.bpf.links.link_info import LinkInfo, SockmapDetails
 from accel.bpf.loading.prog_load import type_name
 from accel.bpf.loading.program import Program
@@ -35,15 +36,20 @@ _NETNS_ATTACH_TYPES: dict[int, int] = {
 def attach_sk_msg(program: Program, map: Map[Any, Any]) -> None:
     """Run an sk_msg program on every message of sockets that enter `map` from now on.
 
-    Takes the place of any other; there is no link and nothing to close.  A
-    socket keeps the program it found when it was inserted.
+    Takes the place of any other; there is no link and nothing to close: the attachment is the
+    map's, and lives as long as the map, which may be pinned, whoever made it may die.  Where
+    it is to end with its owner, attach_sockmap() returns one.  A socket keeps the program it
+    found when it was inserted.
 
     Raises:
         BpfError: EOPNOTSUPP when the map holds no sockets; EBUSY when a link
             holds the place.
     """
     action = f"attach program {program.name} to map {map.name}"
-    _attach_without_link(program, map, AttachType.SK_MSG_VERDICT, action)
+    try:
+        syscall.prog_attach(map, program, AttachType.SK_MSG_VERDICT, 0, action)
+    except BpfError as error:
+        raise _explain_sockmap(error) from None
 
 
 def detach_sk_msg(program: Program, map: Map[Any, Any]) -> None:
@@ -85,31 +91,22 @@ def attach_sockmap(program: Program, map: Map[Any, Any], *, attach_type: int | N
             remedy="say which, by attach_type: stream parser, stream verdict or verdict",
         )
     attr = uapi.LinkCreate(prog_fd=program.fileno(), target_fd=map.fileno(), attach_type=wanted)
+    what = f"of program {program.name} to map {map.name}"
     try:
-        fd = syscall.link_create(attr, action)
+        return by_link(
+            attr,
+            action,
+            what,
+            has_links=probe.sockmap_links,
+            otherwise=lambda: _SockmapAttachment(program, map, what, wanted).begin(action),
+        )
     except BpfError as error:
-        if error.errno == errno.EBUSY:
-            raise _occupied(error) from None
-        if error.errno != errno.EINVAL:
-            raise
-    else:
-        return Link(fd, f"of program {program.name} to map {map.name}")
-    _attach_without_link(program, map, wanted, action)
-    return _SockmapAttachment(program, map, wanted)
+        raise _explain_sockmap(error) from None
 
 
-def _attach_without_link(
-    program: Program, map: Map[Any, Any], attach_type: int, action: str
-) -> None:
-    try:
-        syscall.prog_attach(map, program, attach_type, 0, action)
-    except BpfError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        raise _occupied(error) from None
-
-
-def _occupied(error: BpfError) -> BpfError:
+def _explain_sockmap(error: BpfError) -> BpfError:
+    if error.errno != errno.EBUSY:
+        return error
     return BpfError(
         error.action,
         error.errno,
@@ -120,22 +117,26 @@ def _occupied(error: BpfError) -> BpfError:
 class _SockmapAttachment(EmulatedLink):
     """A program attached to a map by BPF_PROG_ATTACH."""
 
-    def __init__(self, program: Program, map: Map[Any, Any], attach_type: int) -> None:
-        what = f"of program {program.name} to map {map.name}"
+    def __init__(self, program: Program, map: Map[Any, Any], what: str, attach_type: int) -> None:
         details = SockmapDetails(map.info().id, attach_type)
-        super().__init__(program, what, LinkInfo(0, uapi.LinkType.SOCKMAP, program.id, details))
-        self._map = duplicate(map)
+        info = LinkInfo(0, uapi.LinkType.SOCKMAP, program.id, details)
+        super().__init__(program, map, what, info)
         self._attach_type = attach_type
 
+    def _begin(self, attached: Fd, action: str) -> None:
+        syscall.prog_attach(self._target, attached, self._attach_type, 0, action)
+
     def _replace(self, program: Program, old: Fd, action: str) -> None:
-        # The map has one place; whoever attaches takes it.
-        syscall.prog_attach(self._map, program, self._attach_type, 0, action)
+        # Whoever attaches takes the map's one place; only detaching asks who has it.
+        self._end(old, action)
+        try:
+            syscall.prog_attach(self._target, program, self._attach_type, 0, action)
+        except BaseException:
+            self._begin(old, action)
+            raise
 
     def _end(self, attached: Fd, action: str) -> None:
-        syscall.prog_detach(self._map, attached, self._attach_type, action)
-
-    def _release(self) -> None:
-        self._map.close()
+        syscall.prog_detach(self._target, attached, self._attach_type, action)
 
 
 # --- single sockets ------------------------------------------------------------------------
@@ -202,11 +203,7 @@ def attach_netns(program: Program, netns: str | os.PathLike[str] | None = None) 
             errno.EINVAL,
             remedy=f"attach an SK_LOOKUP or FLOW_DISSECTOR, not a {type_name(program.type)}",
         )
-    try:
-        namespace = Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise BpfError(action, error.errno or errno.EIO) from error
-    with namespace:
+    with open_path(path, action) as namespace:
         attr = uapi.LinkCreate(
             prog_fd=program.fileno(), target_fd=namespace.fileno(), attach_type=wanted
         )

@@ -32,11 +32,13 @@ def attach_struct_ops(map: Map[Any, Any], value: bytes | None = None) -> Link:
 
     Raises:
         BpfError: EEXIST when a table of that name is registered; EINVAL when the kernel
-            misses a callback; EBUSY when the map was used before.
+            misses a callback; EBUSY when the table is registered, or was used before and
+            `value` is given: a table of ".struct_ops.link" may be attached again, but stays
+            as it was first written.
     """
-    write_struct_ops(map, value)
     if not map.info().flags & uapi.BPF_F_LINK:
-        return _Registered(map)
+        return _Registered(map, _table(map, value)).begin(_writing(map))
+    write_struct_ops(map, value)
     action = f"attach struct_ops {map.name}"
     attr = uapi.LinkCreate(prog_fd=map.fileno(), attach_type=AttachType.STRUCT_OPS)
     try:
@@ -51,14 +53,31 @@ def write_struct_ops(map: Map[Any, Any], value: bytes | None = None) -> None:
     One of ".struct_ops" is registered by that.  The arguments and errors are those of
     attach_struct_ops().
     """
-    action = f"write struct_ops {map.name}"
+    try:
+        _write(map, _table(map, value), _writing(map))
+    except BpfError as error:
+        # Written before, and never changed since: bpf_struct_ops_map_update_elem().
+        again = error.errno == errno.EBUSY and map.info().flags & uapi.BPF_F_LINK
+        if not again or value is not None:
+            raise
+
+
+def _writing(map: Map[Any, Any]) -> str:
+    return f"write struct_ops {map.name}"
+
+
+def _table(map: Map[Any, Any], value: bytes | None) -> bytes:
     ready = map.spec.contents if value is None else value
     if ready is None:
         raise BpfError(
-            action, errno.EINVAL, remedy="give the value: this map was not made by load()"
+            _writing(map), errno.EINVAL, remedy="give the value: this map was not made by load()"
         )
+    return ready
+
+
+def _write(map: syscall.HasFileno, table: bytes, action: str) -> None:
     try:
-        syscall.map_update_elem(map, _ONLY_KEY, ready, 0, action)
+        syscall.map_update_elem(map, _ONLY_KEY, table, 0, action)
     except BpfError as error:
         raise _explain(error) from None
 
@@ -75,10 +94,13 @@ def _explain(error: BpfError) -> BpfError:
 class _Registered(EmulatedLink):
     """A table that was registered by writing it into its map."""
 
-    def __init__(self, map: Map[Any, Any]) -> None:
-        details = StructOpsDetails(map.info().id)
-        info = LinkInfo(0, uapi.LinkType.STRUCT_OPS, 0, details)
-        super().__init__(map, f"of struct_ops {map.name}", info)
+    def __init__(self, map: Map[Any, Any], table: bytes) -> None:
+        info = LinkInfo(0, uapi.LinkType.STRUCT_OPS, 0, StructOpsDetails(map.info().id))
+        super().__init__(map, map, f"of struct_ops {map.name}", info)
+        self._table = table
+
+    def _begin(self, attached: Fd, action: str) -> None:
+        _write(attached, self._table, action)
 
     def _replace(self, program: Program, old: Fd, action: str) -> None:
         raise BpfError(
@@ -88,6 +110,3 @@ class _Registered(EmulatedLink):
     def _end(self, attached: Fd, action: str) -> None:
         if not syscall.map_delete_elem(attached, _ONLY_KEY, action):
             raise BpfError(action, errno.ENOENT)
-
-    def _release(self) -> None:
-        """The map's descriptor is all there was."""

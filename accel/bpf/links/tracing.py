@@ -10,8 +10,8 @@ import errno
 from accel.bpf.door import syscall, uapi
 from accel.bpf.errors import BpfError
 from accel.bpf.links.link import Link
-from accel.bpf.loading.kernel_btf import KernelBtf
 from accel.bpf.loading.program import Program
+from accel.bpf.loading.targets import function_id
 
 
 def attach_tracing(program: Program, *, cookie: int = 0) -> Link:
@@ -97,26 +97,6 @@ def attach_freplace(program: Program, target: Program, function: str) -> Link:
     except BpfError as error:
         raise _explain(error) from None
     return Link(fd, f"of program {program.name} to function {function} of program {target.name}")
-
-
-def function_id(target: Program, function: str, action: str) -> int:
-    """BTF id of a function in the types a program was loaded with.
-
-    Raises:
-        BpfError: ENOENT when it was loaded without types, or they have no such function.
-    """
-    btf_id = target.info().btf_id
-    found = None
-    if btf_id:
-        with syscall.get_fd_by_id(uapi.BtfGetFdById, btf_id, action) as fd:
-            size = syscall.obj_get_info_by_fd(fd, uapi.BtfInfo, action).btf_size
-            data = syscall.btf_data(fd, size, action)
-        with KernelBtf(data) as types:
-            found = types.func_id(function)
-    if found is None:
-        reason = f"it has no function {function}" if btf_id else "it was loaded without types"
-        raise BpfError(action, errno.ENOENT, remedy=f"name a function of the target: {reason}")
-    return found
 
 
 def _explain(error: BpfError) -> BpfError:

@@ -37,13 +37,15 @@ def remedy(complaint: str, instructions: bytes) -> str | None:
         return _remedy_for_helper(int(helper[1]))
     if "unrecognized bpf_ld_imm64 insn" in complaint:
         if _has(instructions, lambda i: i.is_function_address):
-            return f"run a kernel with pointers to functions{ages.in_words(ages.FUNCTION_POINTERS_SINCE)}"
+            since = ages.in_words(ages.FUNCTION_POINTERS_SINCE)
+            return f"run a kernel with pointers to functions{since}"
     elif "reserved field" in complaint or "unknown opcode" in complaint:
         if "STX" in complaint and _has(instructions, _is_new_atomic):
             since = ages.in_words(ages.ATOMICS_SINCE)
             return f"run a kernel with atomic operations that fetch or compare{since}"
         if _has(instructions, _is_v4):
-            return f"compile it with -mcpu=v3, or run a kernel with cpu v4{ages.in_words(ages.CPU_V4_SINCE)}"
+            since = ages.in_words(ages.CPU_V4_SINCE)
+            return f"compile it with -mcpu=v3, or run a kernel with cpu v4{since}"
     return None
 
 

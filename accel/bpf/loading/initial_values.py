@@ -7,10 +7,12 @@ since programs refer to the array that refers to them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from accel.bpf.door import syscall, uapi
+from accel.bpf.errors import BpfError
 from accel.bpf.kinds import MapType
 from accel.bpf.loading.program import Program
 from accel.bpf.maps.map import Map
@@ -35,11 +37,48 @@ def put_programs(spec: MapSpec, into: Map[Any, Any], programs: Mapping[str, Prog
     Raises:
         BpfError: The kernel refused one; EINVAL when it is not of the others' type.
     """
+    for slot, program, action in _programs(spec, programs):
+        _put(into, slot, program, action)
+
+
+def exchange_programs(
+    spec: MapSpec,
+    into: Map[Any, Any],
+    programs: Mapping[str, Program],
+    former: ExitStack,
+    undo: ExitStack,
+) -> None:
+    """The same for an array that was there before.
+
+    Args:
+        former: Holds the programs that were in its slots; close it after `undo`.
+        undo: Puts them back, and empties slots that were empty.
+    """
+    for slot, program, action in _programs(spec, programs):
+        key = slot.to_bytes(4, sys.byteorder)
+        held = syscall.map_lookup_elem(into, key, 4, action)
+        before = None
+        if held is not None:
+            before = former.enter_context(Program.from_id(int.from_bytes(held, sys.byteorder)))
+        _put(into, slot, program, action)
+        undo.callback(_put_back, into, slot, before)
+
+
+def _put_back(map: Map[Any, Any], slot: int, before: Program | None) -> None:
+    action = f"put back slot {slot} of map {map.name}"
+    with suppress(BpfError):  # whatever made us step back is the error to tell
+        if before is None:
+            syscall.map_delete_elem(map, slot.to_bytes(4, sys.byteorder), action)
+        else:
+            _put(map, slot, before, action)
+
+
+def _programs(spec: MapSpec, programs: Mapping[str, Program]) -> Iterator[tuple[int, Program, str]]:
+    """Slots of a program array, what goes there, and what to call it."""
     if spec.type == MapType.PROG_ARRAY:
         for slot, name in spec.values:
             if name in programs:
-                action = f"put program {name} in slot {slot} of map {spec.name}"
-                _put(into, slot, programs[name], action)
+                yield slot, programs[name], f"put program {name} in slot {slot} of map {spec.name}"
 
 
 def _put(map: Map[Any, Any], slot: int, what: syscall.HasFileno, action: str) -> None:

@@ -40,7 +40,7 @@ def put(code: bytearray, tables: Iterable[JumpTable], program: str) -> list[Fd]:
 def _create(table: JumpTable, program: str) -> Fd:
     blueprint = jump_tables.map_of(table)
     try:
-        fd = map_create.create(blueprint, map_create.Types())
+        fd = map_create.create(blueprint, map_create.Types()).fd
     except BpfError as error:
         if probe.map_type(blueprint.type) is not probe.Answer.NO:
             raise

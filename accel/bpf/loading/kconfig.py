@@ -1,6 +1,6 @@
 """Kconfig: how the kernel was built, as the values of an object's `__kconfig` externs.
 
-Pure.  The text is that of /proc/config.gz or /boot/config-*; reading it is kernel.py's.  The
+Pure.  The text is that of /proc/config.gz, for one; reading it is kernel.py's.  The
 rules, which setting may go into which type, are those of libbpf, so that a program sees the
 same numbers under either loader.
 """
@@ -37,11 +37,25 @@ def lookup(text: str, name: str) -> str | None:
     return text[at : end if end >= 0 else len(text)].rstrip()
 
 
-def contents(btf: b.Btf, externs: Iterable[ExternSpec], setting: Callable[[str], Setting]) -> bytes:
+_REMEDY = "run a kernel built with them, or declare them __weak to have zeros"
+_REMEDY_FOR_SILENCE = (
+    "run a kernel with /proc/config.gz (CONFIG_IKCONFIG_PROC=y), or put its settings at "
+    "/boot/config-$(uname -r)"
+)
+
+
+def contents(
+    btf: b.Btf,
+    externs: Iterable[ExternSpec],
+    setting: Callable[[str], Setting],
+    *,
+    is_told: Callable[[], bool] = lambda: True,
+) -> bytes:
     """The value of the map ".kconfig": every extern at its offset, weak ones not set as zeros.
 
     Args:
         setting: What the kernel says, by an extern's name.
+        is_told: Whether the settings of the kernel's build were to be had at all.
 
     Raises:
         ObjectError: Strong ones are not set, all of them named; or a value does not fit.
@@ -53,12 +67,14 @@ def contents(btf: b.Btf, externs: Iterable[ExternSpec], setting: Callable[[str],
         if value is None and not extern.weak:
             missing.append(extern.name)
         else:
-            values.append((extern.offset, value_for(btf, extern, value)))
+            data = value_for(btf, extern, value)
+            assert len(data) == extern.size  # or it would move those behind it
+            values.append((extern.offset, data))
     if missing:
         raise ObjectError(
             f"this kernel does not say what {', '.join(sorted(missing))} "
             f"{'is' if len(missing) == 1 else 'are'}",
-            remedy="run a kernel built with them, or declare them __weak to have zeros",
+            remedy=_REMEDY if is_told() else _REMEDY_FOR_SILENCE,
         )
     made = bytearray(max((offset + len(data) for offset, data in values), default=0))
     for offset, data in values:
@@ -111,7 +127,7 @@ def _text(setting: str | int, size: int) -> bytes:
     """The string, cut where it does not fit, with NULs to its end."""
     if not isinstance(setting, str) or len(setting) < 2 or not setting[0] == setting[-1] == '"':
         raise ObjectError(f"{setting} is no string")
-    return setting[1:-1].encode()[: size - 1].ljust(size, b"\0")
+    return setting[1:-1].encode()[: max(size - 1, 0)].ljust(size, b"\0")
 
 
 def _bool(setting: str | int) -> int:

@@ -217,7 +217,9 @@ class Kernel(Closing):
     @cached_property
     def config_text(self) -> str | None:
         """The settings of the kernel's build, or None where the kernel does not tell."""
-        for path in (_CONFIG, f"/boot/config-{os.uname().release}"):
+        release = os.uname().release
+        # Fedora and others have it with the modules.
+        for path in (_CONFIG, f"/boot/config-{release}", f"/lib/modules/{release}/config"):
             try:
                 with open(path, "rb") as file:
                     data = file.read()

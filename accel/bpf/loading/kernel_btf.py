@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from accel.bpf.closing import Closing
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
+from accel.bpf.format.byteorder import MARKS, ByteOrder
+from accel.bpf.format.strings import MAX_NAME
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,7 +35,6 @@ VMLINUX = "/sys/kernel/btf/vmlinux"
 
 _BLOCK = 1024  # types stepped over at once
 _FEW = 3  # names, a search for which costs less than an index of all
-_MAX_NAME = 4096  # bytes; the kernel's KSYM_NAME_LEN is 512
 
 # BTF_KIND_* of the classes whose types have names, include/uapi/linux/btf.h.
 _KINDS: dict[b.Kind[b.Type], int] = {
@@ -141,7 +142,7 @@ class KernelBtf(Closing):
         return self._first + len(self._infos) - 1
 
     @property
-    def byteorder(self) -> b.ByteOrder:
+    def byteorder(self) -> ByteOrder:
         return self._header.byteorder
 
     @cached_property
@@ -220,7 +221,7 @@ class KernelBtf(Closing):
         if self._base is not None and offset < self._first_string:
             return self._base._raw_name(offset, missing)
         start = self._header.strings_start + offset - self._first_string
-        end = self._data.find(b"\0", start, min(start + _MAX_NAME, self._header.strings_end))
+        end = self._data.find(b"\0", start, min(start + MAX_NAME, self._header.strings_end))
         if end >= 0:
             return self._data[start:end]
         if missing is None:
@@ -292,7 +293,7 @@ class KernelBtf(Closing):
         strings = self._data[self._header.strings_start : self._header.strings_end]
         find = strings.find
         return [
-            strings[start:end] if (end := find(0, start, start + _MAX_NAME)) >= 0 else b""
+            strings[start:end] if (end := find(0, start, start + MAX_NAME)) >= 0 else b""
             for start in [words[at - 1] for at in headers]
         ]
 
@@ -306,7 +307,7 @@ class KernelBtf(Closing):
     def _headers_at(self, names: Iterable[int], kinds: Container[int]) -> Iterator[int]:
         """Where the info words of the types with names at these offsets seem to be."""
         words, start, end = self._words, self._header.types_start, self._header.types_end
-        mark = b.MARKS[self._header.byteorder]
+        mark = MARKS[self._header.byteorder]
         for offset in names:
             wanted = re.escape(struct.pack(f"{mark}I", offset))
             for hit in _occurrences(self._data, wanted, start, end - 4):
@@ -409,8 +410,8 @@ class KernelBtf(Closing):
         self, found: b.Struct | b.Union, name: str, base: int, depth: int
     ) -> Iterator[b.Member]:
         """Members of that name, as if of `found` itself, anonymous ones looked into."""
-        if depth > 32:
-            raise ObjectError("anonymous members nest too deep")
+        if depth > b.MAX_DEPTH:
+            raise ObjectError(f"anonymous members nest more than {b.MAX_DEPTH} deep")
         for member in found.members:
             at = base + member.bit_offset
             if member.name == name:

@@ -29,10 +29,12 @@ from accel.bpf.loading.operands import put_maps
 from accel.bpf.loading.prog_load import Target
 from accel.bpf.loading.program import Program
 from accel.bpf.loading.relocate import Relocator
+from accel.bpf.maps import pins
 from accel.bpf.maps.create import differences
 from accel.bpf.maps.map import Map
 from accel.bpf.maps.variable import Variable, Variables
 from accel.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
+from accel.errors import AccelError
 
 _NO_MAPS: Mapping[str, Map[Any, Any]] = MappingProxyType({})
 _NO_TARGETS: Mapping[str, Program] = MappingProxyType({})
@@ -89,6 +91,9 @@ def load(
 ) -> Object:
     """Create the object's maps and load its programs.  All of it, or nothing.
 
+    Program arrays that were there before, given or pinned, are written last; should that
+    fail, each slot gets back the program it held.
+
     Args:
         maps: Existing maps to use instead of creating those of these names.
         kernel: What the caller has open of the running kernel, to share it between
@@ -106,17 +111,24 @@ def load(
         ShapeError: A given or pinned map is not what the object needs.
         VerifierRejected: A program was refused.
         BpfError: The kernel refused something else.
+
+    What load() would have remarked is in the error's notes.
     """
     _check_names(spec, maps, targets)
     with ExitStack() as undo, ExitStack() as meanwhile:
         if kernel is None:
             kernel = meanwhile.enter_context(Kernel())
         loading = _Loading(spec, kernel, targets, undo, meanwhile)
-        loading.choose(programs)
-        loading.find_externs()
-        loading.load_types()
-        loading.make_maps(maps, pin_directory)
-        loading.load_programs()
+        try:
+            loading.choose(programs)
+            loading.find_externs()
+            loading.load_types()
+            loading.make_maps(maps, pin_directory)
+            loading.load_programs()
+        except AccelError as error:
+            for remark in loading.own_remarks():
+                error.add_note(remark)
+            raise
         return loading.finish()
     raise AssertionError("ExitStack does not swallow exceptions")
 
@@ -168,6 +180,7 @@ class _Loading:
         self._tables: dict[str, tables.Table] = {}
         self._relocations: Relocator | None = None
         self._maps: dict[str, Map[bytes, Any]] = {}
+        self._created: list[MapSpec] = []
         self._variables: dict[str, Variable] = {}
         self._programs: dict[str, Program] = {}
 
@@ -233,7 +246,6 @@ class _Loading:
         pin_directory: str | os.PathLike[str] | None,
     ) -> None:
         """All maps, with all they hold from the start but programs."""
-        created: list[MapSpec] = []
         for name, blueprint in self._spec.maps.items():
             if name in given:
                 self._maps[name] = _fitting(given[name], blueprint, self._spec.name)
@@ -241,8 +253,9 @@ class _Loading:
                 map, is_new = self._make_map(blueprint, pin_directory)
                 self._maps[name] = self._undo.enter_context(map)
                 if is_new:
-                    created.append(blueprint)
-        for blueprint in created:
+                    self._created.append(blueprint)
+                    self._remarks.extend(map.remarks)
+        for blueprint in self._created:
             initial_values.put_maps(blueprint, self._maps[blueprint.name], self._maps)
         self._make_variables()
 
@@ -251,9 +264,7 @@ class _Loading:
     ) -> tuple[Map[Any, Any], bool]:
         """A map, and whether it is new."""
         if blueprint.pin_by_name and pin_directory is not None:
-            from accel.bpf.maps import pins as map_pins
-
-            return map_pins.find_or_pin(
+            return pins.find_or_pin(
                 blueprint,
                 pin_directory,
                 self._spec.btf,
@@ -286,12 +297,23 @@ class _Loading:
             loaded = self._load_program(program, members.get(program.name))
             self._programs[program.name] = self._undo.enter_context(loaded)
             self._bind_constants(program, loaded)
-        for name, blueprint in self._spec.maps.items():
-            if name in self._maps:
-                initial_values.put_programs(blueprint, self._maps[name], self._programs)
+        for blueprint in self._created:
+            initial_values.put_programs(blueprint, self._maps[blueprint.name], self._programs)
         for name, table in self._tables.items():
             if name in self._maps:
                 tables.make_ready(self._maps[name], table, self._programs)
+        self._fill_borrowed()
+
+    def _fill_borrowed(self) -> None:
+        """Maps that others see too: the last step, undone if it fails half way."""
+        ours = {blueprint.name for blueprint in self._created}
+        with ExitStack() as former, ExitStack() as undo:
+            for name, blueprint in self._spec.maps.items():
+                if name in self._maps and name not in ours:
+                    initial_values.exchange_programs(
+                        blueprint, self._maps[name], self._programs, former, undo
+                    )
+            undo.pop_all()
 
     def _load_program(self, program: ProgramSpec, member: tables.Member | None) -> Program:
         if member is not None:
@@ -361,6 +383,10 @@ class _Loading:
                     return  # before 5.10, or not for this kind of program
 
     # --- the end ---------------------------------------------------------------------------------
+
+    def own_remarks(self) -> list[str]:
+        """Without those of the spec."""
+        return self._remarks[len(self._spec.remarks) :]
 
     def finish(self) -> Object:
         """Hand over all of it."""

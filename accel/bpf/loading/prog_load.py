@@ -29,6 +29,9 @@ _FIRST_LOG_BYTES = 1024 * 1024
 # Kernels before 5.2 take no larger buffer, and no reader a longer log.
 _LARGEST_LOG_BYTES = 16 * 1024 * 1024 - 1
 
+# Wants of this process or machine: nothing is learnt by asking again, for more memory at that.
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 # Program types that kernels had before they had an expected attach type (4.17), and with
 # which attach types they can do without: libbpf's SEC_EXP_ATTACH_OPT.
 _OPTIONAL_ATTACH_TYPES = frozenset(
@@ -86,6 +89,8 @@ def submit(
     try:
         return probe.within_memlock(request.load)
     except BpfError as error:
+        if error.errno in _OUT_OF:
+            raise
         first = error
     attempt = request.load_with_log(first)
     refused = _Attempt(None, first, attempt.log)
@@ -122,7 +127,7 @@ class _Request:
         kernel_version: int,
     ) -> None:
         self._action = f"load program {spec.name}"
-        self._code = (ctypes.c_char * len(instructions)).from_buffer_copy(instructions)
+        self._code = syscall.in_memory(instructions)
         self._license = ctypes.create_string_buffer(license.encode())
         self._fds = (ctypes.c_uint32 * len(fd_array))(*(fd.fileno() for fd in fd_array))
         self._attr = uapi.ProgLoad(
@@ -282,8 +287,11 @@ def _rejection(
     btf: Btf | None,
     poisoned: Mapping[int, str] | None,
 ) -> BpfError:
-    from accel.bpf.loading import features, verifier
-
+    try:
+        from accel.bpf.loading import features, verifier
+    except OSError:  # no descriptor is left to read them with
+        remedy = "raise the limit of open files (RLIMIT_NOFILE) to be told why"
+        return BpfError(error.action, error.errno, remedy=remedy)
     finding = verifier.find(log, poisoned)
     if not finding.line:
         return _refusal(spec, error)

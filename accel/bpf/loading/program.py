@@ -244,9 +244,9 @@ class Program(Closing):
         if data is None:
             data = b"" if self.type in _WITHOUT_PACKET else _ETHERNET_HEADER
         room = len(data) + _ROOM if data and not flags & BPF_F_TEST_XDP_LIVE_FRAMES else 0
-        data_in, data_out = _buffer(data), (ctypes.c_char * room)()
+        data_in, data_out = syscall.in_memory(data), (ctypes.c_char * room)()
         # A syscall program works on the context it is given; others write a copy.
-        context_in, context_out = _buffer(context), (ctypes.c_char * len(context))()
+        context_in, context_out = syscall.in_memory(context), (ctypes.c_char * len(context))()
         attr = uapi.ProgTestRun(
             prog_fd=self._fd.fileno(),
             data_size_in=len(data),
@@ -283,10 +283,6 @@ class Program(Closing):
     def __repr__(self) -> str:
         kind = prog_load.type_name(self.type)
         return f"<Program {self.name}: {kind}{', closed' if self.closed else ''}>"
-
-
-def _buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
-    return (ctypes.c_char * len(data)).from_buffer_copy(data)
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
 from accel.bpf.format import insn
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.spec import CoreKind, CoreRelocation, ProgramSpec
 
-_MAX_DEPTH = 32
 _MAX_PATH = 64
 _U64 = (1 << 64) - 1
 _MAX_OFFSET = (1 << 15) - 1
@@ -68,7 +68,7 @@ class Target(NamedTuple):
 
 
 def relocate(
-    program: ProgramSpec, btf: b.Btf, kernel: Searchable | Target, byteorder: b.ByteOrder
+    program: ProgramSpec, btf: b.Btf, kernel: Searchable | Target, byteorder: ByteOrder
 ) -> Relocated:
     """Apply the CO-RE relocations of a single program; see Relocator."""
     return Relocator(btf, kernel, byteorder).relocate(program)
@@ -156,7 +156,7 @@ class Relocator:
     of them should disagree about which of two types of one name is meant.
     """
 
-    def __init__(self, btf: b.Btf, kernel: Searchable | Target, byteorder: b.ByteOrder) -> None:
+    def __init__(self, btf: b.Btf, kernel: Searchable | Target, byteorder: ByteOrder) -> None:
         """Relocate nothing yet.
 
         Args:
@@ -456,10 +456,10 @@ def _parse(types: b.Btf, relocation: CoreRelocation) -> _Access:
 def _indexes(text: str) -> list[int]:
     parts = text.split(":")
     if len(parts) > _MAX_PATH or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ObjectError(f"malformed access {text!r}")
+        raise ObjectError(f"malformed access {text!r}: no path of at most {_MAX_PATH} numbers")
     numbers = [int(part[:20]) for part in parts]
     if any(number >= 1 << 31 for number in numbers):
-        raise ObjectError(f"malformed access {text!r}")
+        raise ObjectError(f"malformed access {text!r}: a number of more than 31 bits")
     return numbers
 
 
@@ -505,7 +505,7 @@ def _match(local: _Access, types: b.Types, candidate: int, kind: CoreKind) -> _A
     """The access that is to the kernel's type what `local` is to the object's."""
     target = _Access(types, candidate)
     if kind is CoreKind.TYPE_MATCHES:
-        matches = _types_match(local.types, local.root, types, candidate, False, _MAX_DEPTH)
+        matches = _types_match(local.types, local.root, types, candidate, False, b.MAX_DEPTH)
         return target if matches else None
     if kind in _TYPE_KINDS:
         matches = types_are_compatible(local.types, local.root, types, candidate)
@@ -587,6 +587,13 @@ def _bitfield_access(access: _Access, found: b.Type, bits: int) -> tuple[int, in
         size *= 2
 
 
+def _too_deep(types: b.Types, type_id: int) -> ObjectError:
+    return ObjectError(
+        f"{b.describe(types, type_id)} nests more than {b.MAX_DEPTH} deep, or in a circle",
+        place=f"BTF type {type_id}",
+    )
+
+
 def _same_kind(one: b.Type, other: b.Type) -> bool:
     if isinstance(one, b.Enum | b.Enum64):
         return isinstance(other, b.Enum | b.Enum64)
@@ -597,7 +604,7 @@ def fields_are_compatible(
     local_types: b.Types, local_id: int, types: b.Types, type_id: int
 ) -> bool:
     """Whether a field of one type may be read as the other; sizes may differ."""
-    for _ in range(_MAX_DEPTH):
+    for _ in range(b.MAX_DEPTH):
         _, local = b.resolve(local_types, local_id)
         _, found = b.resolve(types, type_id)
         composites = b.Struct | b.Union
@@ -615,7 +622,7 @@ def fields_are_compatible(
                 names = b.essential_name(local.name), b.essential_name(found.name)
                 return not all(names) or names[0] == names[1]
         return isinstance(local, b.Ptr | b.Float)
-    raise ObjectError("arrays nest too deep", place=f"BTF type {local_id}")
+    raise _too_deep(local_types, local_id)
 
 
 def types_are_compatible(
@@ -623,12 +630,12 @@ def types_are_compatible(
     local_id: int,
     types: b.Types,
     type_id: int,
-    level: int = _MAX_DEPTH,
+    level: int = b.MAX_DEPTH,
 ) -> bool:
     """Whether the types are of the same make, by kind; names were compared before."""
     if not _same_kind(local_types.type(local_id), types.type(type_id)):
         return False
-    for _ in range(_MAX_DEPTH):
+    for _ in range(b.MAX_DEPTH):
         _, local = b.resolve(local_types, local_id)
         _, found = b.resolve(types, type_id)
         if not _same_kind(local, found):
@@ -645,7 +652,7 @@ def types_are_compatible(
                     return False
                 for ours, theirs in zip(local.parameters, found.parameters, strict=True):
                     if level <= 0:
-                        raise ObjectError("function types nest too deep")
+                        raise _too_deep(local_types, local_id)
                     one, _ = b.resolve(local_types, ours.type_id)
                     other, _ = b.resolve(types, theirs.type_id)
                     if not types_are_compatible(local_types, one, types, other, level - 1):
@@ -655,7 +662,7 @@ def types_are_compatible(
                 return True
             case _:
                 return False
-    raise ObjectError("types nest too deep", place=f"BTF type {local_id}")
+    raise _too_deep(local_types, local_id)
 
 
 def _types_match(
@@ -668,8 +675,8 @@ def _types_match(
 ) -> bool:
     """Whether every part of the local type is there in the other, under its name."""
     if level <= 0:
-        raise ObjectError("types nest too deep", place=f"BTF type {local_id}")
-    for _ in range(_MAX_DEPTH):
+        raise _too_deep(local_types, local_id)
+    for _ in range(b.MAX_DEPTH):
         _, local = b.resolve(local_types, local_id)
         _, found = b.resolve(types, type_id)
         if b.essential_name(local.name) != b.essential_name(found.name):
@@ -700,7 +707,7 @@ def _types_match(
                 return _composites_match(local_types, local, types, found, level)
             case _:
                 return _leaves_match(local, found, behind_pointer)
-    raise ObjectError("types nest too deep", place=f"BTF type {local_id}")
+    raise _too_deep(local_types, local_id)
 
 
 def _leaves_match(local: b.Type, found: b.Type, behind_pointer: bool) -> bool:

@@ -27,6 +27,8 @@ KCONFIG_MAP = ".kconfig"
 # The helper number libbpf puts where a kfunc is missing, plus the extern's place in its list.
 _POISONED_KFUNC = 2_002_000_000
 
+_WITHOUT = "run a kernel that has it, or declare it __weak to do without"
+
 # An instruction says with 16 bits, signed, which descriptor of the fd_array it means.
 _MAX_FDS = 1 << 15
 
@@ -54,10 +56,15 @@ NOTHING = Resolved()
 
 
 class _Finding(NamedTuple):
-    """A variable or function in the kernel, or why it is not what the object means."""
+    """A variable or function in the kernel, or why it is not what the object means.
+
+    Attributes:
+        refused: Not even a weak extern may be that.
+    """
 
     located: Located | None
     reason: str
+    refused: bool = False
 
 
 def resolve(spec: ObjectSpec, programs: Iterable[ProgramSpec], kernel: Kernel) -> Resolved:
@@ -202,7 +209,8 @@ def _find(spec: ObjectSpec, extern: ExternSpec, kernel: Kernel) -> _Finding:
         if is_function
         else f"is {b.describe(types, theirs)} in this kernel, not {b.describe(spec.btf, ours)}"
     )
-    return _Finding(None, f"{what} {name} {difference}")
+    # libbpf takes a weak function of another prototype for a missing one, but no variable.
+    return _Finding(None, f"{what} {name} {difference}", refused=not is_function)
 
 
 def types_of(kernel: Kernel, located: Located) -> KernelBtf:
@@ -227,22 +235,27 @@ def _refuse_missing(
     findings: Mapping[str, _Finding],
 ) -> None:
     reasons = []
+    remedy = "declare it as this kernel has it"
     for extern in externs:
-        if extern.weak:
+        finding = findings.get(extern.name)
+        if finding is not None and finding.refused:
+            reasons.append(finding.reason)
+        elif extern.weak:
             continue
-        if extern.kind is ExternKind.SYMBOL and extern.name not in addresses:
+        elif extern.kind is ExternKind.SYMBOL and extern.name not in addresses:
             reasons.append(f"this kernel has no symbol {extern.name}")
-        elif extern.name in findings and findings[extern.name].located is None:
-            reasons.append(findings[extern.name].reason)
+            remedy = _WITHOUT
+        elif finding is not None and finding.located is None:
+            reasons.append(finding.reason)
+            remedy = _WITHOUT
     if reasons:
-        raise ObjectError(
-            f"{spec.name}: {'; '.join(reasons)}",
-            remedy="run a kernel that has it, or declare it __weak to do without",
-        )
+        raise ObjectError(f"{spec.name}: {'; '.join(reasons)}", remedy=remedy)
 
 
 def _settings(spec: ObjectSpec, kernel: Kernel) -> bytes | None:
     if KCONFIG_MAP not in spec.maps or spec.btf is None:
         return None
     settings = [e for e in spec.externs.values() if e.kind is ExternKind.KCONFIG]
-    return kconfig.contents(spec.btf, settings, kernel.setting)
+    return kconfig.contents(
+        spec.btf, settings, kernel.setting, is_told=lambda: kernel.config_text is not None
+    )

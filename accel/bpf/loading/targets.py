@@ -62,7 +62,7 @@ def find(program: ProgramSpec, kernel: Kernel, other: Program | None) -> Target:
             "target=NAME)",
         )
     if other is not None:
-        return Target(_function_of(other, name, f"load program {program.name}"), other)
+        return Target(function_id(other, name, f"load program {program.name}"), other)
     if program.type == ProgramType.EXT:
         raise ObjectError(
             f"program {program.name} replaces function {name} of another program, which was "
@@ -88,8 +88,12 @@ def _of_kernel(program: ProgramSpec, target: str, kernel: Kernel) -> Target:
     return Target(found.type_id, found.module)
 
 
-def _function_of(program: Program, name: str, action: str) -> int:
-    """Number of a function in the types of a loaded program."""
+def function_id(program: Program, name: str, action: str) -> int:
+    """BTF id of a function in the types a program was loaded with.
+
+    Raises:
+        BpfError: ENOENT when it was loaded without types, or they have no such function.
+    """
     number = program.info().btf_id
     found = loaded_types(number).find(name, b.Func) if number else None
     if found is None:

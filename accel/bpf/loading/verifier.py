@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from accel.bpf.errors import ObjectError
 from accel.bpf.spec import LineInfo
 
 _INSTRUCTION = re.compile(r"\s*(\d+): \([0-9a-f]{2}\) ")
@@ -138,5 +139,8 @@ def source_at(
     if position == 0:
         return None
     found = line_info[position - 1]
-    file = string(found.file_off).rpartition("/")[2]
-    return f"{file}:{found.line}: {string(found.line_off).strip()}"
+    try:
+        file = string(found.file_off).rpartition("/")[2]
+        return f"{file}:{found.line}: {string(found.line_off).strip()}"
+    except ObjectError:  # one too long to be read; what it would have explained matters more
+        return None

@@ -216,7 +216,7 @@ def _write_request(
     count: int,
     flags: int,
 ) -> _Write:
-    buffers = tuple((ctypes.c_char * len(data)).from_buffer_copy(data) for data in (keys, values))
+    buffers = tuple(syscall.in_memory(data) for data in (keys, values))
     request = kind(
         keys=syscall.address(buffers[0]),
         values=syscall.address(buffers[1]) if values else 0,

@@ -13,9 +13,11 @@ from accel.bpf.door import probe, syscall, uapi
 from accel.bpf.door.cpu import possible_cpus
 from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
+from accel.bpf.format.btf import Btf
 from accel.bpf.kinds import MapType
 from accel.bpf.maps.info import MapInfo
 from accel.bpf.maps.limits import a_type, type_name
+from accel.bpf.maps.special_fields import special_field
 from accel.bpf.maps.views import MAPS_OF_MAPS
 from accel.bpf.spec import MapSpec
 
@@ -72,11 +74,20 @@ class Types(NamedTuple):
         btf: The object's, loaded; its spec's type ids refer to it.
         kernel_value: Of a struct_ops map: the kernel's type of its value.
         module: The BTF that `kernel_value` refers to; None for the kernel's own.
+        described: What `btf` is of, to look for types that cannot be given up.
     """
 
     btf: Fd | None = None
     kernel_value: int = 0
     module: Fd | None = None
+    described: Btf | None = None
+
+
+class Created(NamedTuple):
+    """A new map, and in words what the kernel refused of it."""
+
+    fd: Fd
+    remarks: tuple[str, ...] = ()
 
 
 def adapted(spec: MapSpec) -> MapSpec:
@@ -119,7 +130,11 @@ def differences(info: MapInfo, spec: MapSpec) -> tuple[str, ...]:
         ("flags", f"{info.flags & ~ignored:#x}", f"{wanted.flags & ~ignored:#x}"),
         ("map_extra", f"{info.map_extra:#x}", f"{wanted.map_extra:#x}"),
     ]
-    return tuple(f"{name} is {has}, expected {want}" for name, has, want in pairs if has != want)
+    different = [f"{name} is {has}, expected {want}" for name, has, want in pairs if has != want]
+    if spec.frozen and info.is_frozen is False:
+        # What the verifier reads from it as constants, its owner could still change.
+        different.append("it is not frozen, expected a frozen one")
+    return tuple(different)
 
 
 def _max_entries_kept(spec: MapSpec) -> int:
@@ -133,44 +148,66 @@ def _max_entries_kept(spec: MapSpec) -> int:
     return spec.max_entries
 
 
-def create(spec: MapSpec, types: Types) -> Fd:
+def create(spec: MapSpec, types: Types) -> Created:
     """Create the map an adapted spec describes, giving up first its types, then its name.
 
     Neither changes what the map does, and either may be what an older kernel
-    or a map type refuses.  If that does not help, the first refusal is raised.
+    or a map type refuses.  If that does not help, the first refusal is raised.  Types that
+    do change it, as those with a lock, are not given up.
 
     Raises:
         BpfError: The kernel refused; in its own words where it has any (Linux 7.2).
     """
     if spec.inner is None:
         return _create_around(spec, types, None)
-    with create(adapted(spec.inner), types) as inner:
-        return _create_around(spec, types, inner)
+    inner = create(adapted(spec.inner), types)
+    with inner.fd:
+        made = _create_around(spec, types, inner.fd)
+    return Created(made.fd, inner.remarks + made.remarks)
 
 
-def _create_around(spec: MapSpec, types: Types, inner: Fd | None) -> Fd:
+def _create_around(spec: MapSpec, types: Types, inner: Fd | None) -> Created:
     attr = _request(spec, types, inner)
     action = f"create map {spec.name}"
     try:
-        return probe.within_memlock(lambda: syscall.map_create(attr, action), map_type=spec.type)
+        return Created(_try(spec, attr, action))
     except BpfError as error:
         if error.errno not in _REFUSALS:
             raise _named(spec, error) from None
         refusal = error
-    plain = _request(spec, types._replace(btf=None) if not types.kernel_value else types, inner)
-    for name in (plain.map_name, b""):
-        plain.map_name = name
+    given_up = []
+    less = _request(spec, types, inner)
+    if attr.btf_value_type_id and not _needs_types(spec, types):
+        given_up.append("types")
+        less = _request(spec, types._replace(btf=None), inner)
+    for concession in (*given_up, "name"):
+        if concession == "name":
+            given_up.append(concession)
+            less.map_name = b""
         try:
-            return probe.within_memlock(
-                lambda: syscall.map_create(plain, action), map_type=spec.type
-            )
+            fd = _try(spec, less, action)
         except BpfError as error:
             if error.errno not in _REFUSALS:
                 raise _named(spec, error) from None
+        else:
+            without = " and ".join(f"its {part}" for part in given_up)
+            return Created(fd, (f"map {spec.name} is without {without}: {refusal}",))
     created, log = syscall.map_create_log(attr, _LOG_BYTES)
     if created is not None:
-        return created
+        return Created(created)
     raise _explained(spec, refusal, log)
+
+
+def _try(spec: MapSpec, attr: uapi.MapCreate, action: str) -> Fd:
+    return probe.within_memlock(lambda: syscall.map_create(attr, action), map_type=spec.type)
+
+
+def _needs_types(spec: MapSpec, types: Types) -> bool:
+    """Whether the map would be another one without them."""
+    return (
+        types.described is not None
+        and special_field(types.described, spec.value_type_id) is not None
+    )
 
 
 def _request(spec: MapSpec, types: Types, inner: Fd | None) -> uapi.MapCreate:
@@ -212,13 +249,12 @@ def _named(spec: MapSpec, error: BpfError) -> BpfError:
 def _explained(spec: MapSpec, refusal: BpfError, log: str) -> BpfError:
     error = _named(spec, refusal)
     lines = log.strip().splitlines()
-    if lines:
-        return BpfError(f"{error.action}: {lines[-1].strip()}", error.errno)
-    return BpfError(error.action, error.errno, remedy=_remedy(spec) or error.remedy)
+    action = f"{error.action}: {lines[-1].strip()}" if lines else error.action
+    return BpfError(action, error.errno, remedy=_remedy(spec) or error.remedy)
 
 
 def _remedy(spec: MapSpec) -> str | None:
-    """What would help a map that was refused without a word, if anything is known to."""
+    """What would help a map that was refused, if anything is known to."""
     if probe.map_type(spec.type) is probe.Answer.NO:
         since = ages.in_words(ages.MAP_TYPE_SINCE.get(spec.type))
         return f"run a kernel with maps of type {type_name(spec.type)}{since}: this one has none"

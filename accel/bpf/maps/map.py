@@ -23,7 +23,13 @@ from accel.bpf.maps.arena import Pages, fill_arena
 from accel.bpf.maps.batch import BatchError
 from accel.bpf.maps.create import Types, adapted, create, differences, kernel_name
 from accel.bpf.maps.info import MapInfo, iter_maps, loaded_types, map_by_id, map_info
-from accel.bpf.maps.limits import Operation, explained, reason_against, type_name
+from accel.bpf.maps.limits import (
+    Operation,
+    explained,
+    reason_against,
+    reason_without_keys,
+    type_name,
+)
 from accel.bpf.maps.views import MAPS_OF_MAPS, Redirect, View
 from accel.bpf.spec import MapSpec
 
@@ -73,6 +79,10 @@ class Map(Closing, Generic[K, V]):
     of up to 8 bytes are copied in one piece; larger ones may be seen half written, except
     in hashes, where an update replaces the whole element.  The lock itself is always read
     as 0 and never written.
+
+    Attributes:
+        spec: What it was created or opened as.
+        remarks: What the kernel refused of it when it was created, and it does without.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class Map(Closing, Generic[K, V]):
     ) -> None:
         """Not for direct use: see create(), from_pin(), from_id() and typed()."""
         self.spec = spec
+        self.remarks: tuple[str, ...] = ()
         self._fd = fd
         self._keys = keys
         self._values = values
@@ -121,7 +132,7 @@ class Map(Closing, Generic[K, V]):
             BpfError: The kernel refused.
         """
         spec = adapted(replace(spec, flags=spec.flags | flags))
-        fd = create(spec, Types(btf_fd, vmlinux_value_type_id, module_btf))
+        fd, remarks = create(spec, Types(btf_fd, vmlinux_value_type_id, module_btf, btf))
         pages = None
         try:
             if spec.type == MapType.ARENA and (spec.contents or not spec.map_extra):
@@ -134,6 +145,7 @@ class Map(Closing, Generic[K, V]):
             raise
         made = _untyped(fd, spec, btf)
         made._pages = pages
+        made.remarks = remarks
         return made
 
     @classmethod
@@ -204,7 +216,10 @@ class Map(Closing, Generic[K, V]):
             value_record,
             map_views.native_values(spec),
         )
-        return Map(self._fd, spec, keys, map_views.spread(spec, values), types)
+        view = Map(self._fd, spec, keys, map_views.spread(spec, values), types)
+        view._pages = self._pages
+        view.remarks = self.remarks
+        return view
 
     def _kept_by_kernel(self) -> tuple[MapSpec, Btf | None]:
         """The spec with the type ids the kernel has, and the BTF they refer to, if any."""
@@ -498,9 +513,13 @@ class Map(Closing, Generic[K, V]):
 
         Raises:
             BatchError: One was refused; `done` says how many before it are written.
+            BpfError: The map has no keys.
             ValueError: A key or value does not fit its type: nothing of its batch of up to
                 1024 is written, those before it are.
         """
+        reason = reason_without_keys(self.spec.type)
+        if reason is not None:
+            raise BpfError(f"update map {self.name}: {reason}", EOPNOTSUPP)
         pack_key, pack_value = self._keys.pack, self._values.pack
         packed = ((pack_key(key), pack_value(value)) for key, value in items)
         return map_batch.update(self._fd, self._shape(), packed, flags)

@@ -15,9 +15,10 @@ import mmap
 import os
 import select
 import struct
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from accel.bpf.closing import Closing
 from accel.bpf.door import syscall, uapi
@@ -26,8 +27,7 @@ from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError
 from accel.bpf.kinds import MapType
 from accel.bpf.maps.map import Map
-from accel.bpf.maps.ringbuf import too_short
-from accel.bpf.maps.shared_memory import Barrier, Decoder
+from accel.bpf.maps.shared_memory import Barrier, Decoder, RecordStream
 
 T = TypeVar("T")
 
@@ -47,10 +47,8 @@ _RAW_SIZE = struct.Struct("=I")
 _LOST = struct.Struct("=QQ")  # id, lost
 _COUNT_AND_LOST = struct.Struct("=QQ")
 
-_AT_ONCE = 256  # records between two turns of the event loop
 
-
-class PerfBuffer(Closing, Generic[T]):
+class PerfBuffer(RecordStream[T]):
     """The consumer's end of a perf event array.
 
     There must be only one for a map: it puts its own perf events there.  They come from
@@ -112,13 +110,12 @@ class PerfBuffer(Closing, Generic[T]):
             BpfError: It is no perf event array, its slots cannot be written, or the kernel
                 refused the events or their memory.
         """
+        super().__init__(map.name, codec)
         self._action = f"read map {map.name} as a perf buffer"
         if map.spec.type != MapType.PERF_EVENT_ARRAY:
             raise BpfError(self._action, errno.EINVAL)
         if pages < 1 or pages & (pages - 1):
             raise BpfError(f"{self._action}: {pages} pages", errno.EINVAL)
-        self._name = map.name
-        self._codec = codec
         self._slots = map.spec.max_entries
         self._pages = pages
         self._wakeup = (wakeup_records, wakeup_bytes)
@@ -126,8 +123,11 @@ class PerfBuffer(Closing, Generic[T]):
         self._rings: dict[int, _Ring] = {}
         self._turn = 0
         with ExitStack() as undo:
-            self._map = undo.enter_context(Fd(os.dup(map.fileno())))
-            self._poll = undo.enter_context(select.epoll())
+            try:
+                self._map = undo.enter_context(Fd(os.dup(map.fileno())))
+                self._poll = undo.enter_context(select.epoll())
+            except OSError as error:
+                raise BpfError(self._action, error.errno or errno.EIO) from error
             undo.callback(self._close_rings)
             self.open_cpus()
             self._resources = undo.pop_all()
@@ -138,7 +138,14 @@ class PerfBuffer(Closing, Generic[T]):
         CPUs that the map has no slot for are left out.  Rings of CPUs that have gone are
         closed once they are drained: a CPU that comes back needs a new one, so call this
         after it has gone, too.
+
+        Raises:
+            BpfError: The kernel refused an event, its memory or its slot in the map; rings
+                opened before stay open.
+            ValueError: It is closed.
         """
+        if self.closed:
+            raise ValueError(f"operation on closed {self!r}")
         online = online_cpus()
         for cpu in set(self._rings) - set(online):
             if self._rings[cpu].is_empty:
@@ -148,18 +155,28 @@ class PerfBuffer(Closing, Generic[T]):
             if cpu in self._rings or cpu >= self._slots:
                 continue
             try:
-                ring = _Ring(cpu, self._pages, self._wakeup, f"{self._action} on CPU {cpu}")
+                self._open_ring(cpu)
             except BpfError as error:
                 if error.errno == errno.ENODEV:  # it left meanwhile
                     continue
                 raise
-            self._rings[cpu] = ring
-            syscall.map_update_elem(
-                self._map, _slot(cpu), _slot(ring.fileno()), uapi.BPF_ANY, self._action
-            )
-            self._poll.register(ring, select.EPOLLIN)
             opened.append(cpu)
         return tuple(opened)
+
+    def _open_ring(self, cpu: int) -> None:
+        action = f"{self._action} on CPU {cpu}"
+        with ExitStack() as undo:
+            ring = undo.enter_context(_Ring(cpu, self._pages, self._wakeup, action))
+            try:
+                self._poll.register(ring, select.EPOLLIN)
+            except OSError as error:
+                raise BpfError(action, error.errno or errno.EIO) from error
+            undo.callback(self._poll.unregister, ring)
+            syscall.map_update_elem(
+                self._map, _slot(cpu), _slot(ring.fileno()), uapi.BPF_ANY, action
+            )
+            self._rings[cpu] = ring
+            undo.pop_all()
 
     @property
     def cpus(self) -> tuple[int, ...]:
@@ -174,43 +191,29 @@ class PerfBuffer(Closing, Generic[T]):
         """
         return self._poll.fileno()
 
-    def drain(self, limit: int | None = None) -> list[T]:
-        """Take what is there, at most `limit` records, without waiting.
+    @property
+    def closed(self) -> bool:
+        return self._map.closed
 
-        CPUs take turns at being first.
-
-        Raises:
-            ShapeError: The first record is shorter than the codec's type; it is taken.
-        """
-        records: list[Any] = []
+    def _take(self, limit: int | None) -> None:
+        """CPUs take turns at being first."""
         rings = list(self._rings.values())
         self._turn += 1
         for position in range(len(rings)):
             ring = rings[(position + self._turn) % len(rings)]
-            ring.drain_into(records, limit, self._codec, self._name)
-        return records
+            ring.take_into(self._taken, limit, self._add)
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        """Records as they come, for ever; other tasks get their turn between batches.
+    async def _wait(self) -> None:
+        """Until a wakeup, or for as long as the caller's patience lasts.
 
-        Raises:
-            ShapeError: A record is shorter than the codec's type; iterating anew goes on
-                after it.
+        A wakeup may have been told to nobody: the event loop asks once when it starts to
+        wait and again before it says so, and the kernel forgets in between.  So no wait
+        is for ever.
         """
-        import anyio.lowlevel  # late: who only drains needs no event loop
+        import anyio
 
-        while True:
-            records = self.drain(_AT_ONCE)
-            if not records:
-                # A wakeup may have been told to nobody: the event loop asks once when it
-                # starts to wait and again before it says so, and the kernel forgets in
-                # between.  So no wait is for ever.
-                with anyio.move_on_after(self._patience):
-                    await anyio.wait_readable(self._poll)
-                continue
-            for record in records:
-                yield record
-            await anyio.lowlevel.checkpoint()
+        with anyio.move_on_after(self._patience):
+            await anyio.wait_readable(self._poll)
 
     def lost(self) -> dict[int, int]:
         """How many records were lost on each CPU, since its ring was opened, for want of room.
@@ -222,22 +225,23 @@ class PerfBuffer(Closing, Generic[T]):
         return {cpu: ring.lost() for cpu, ring in self._rings.items()}
 
     def _close_rings(self) -> None:
-        for cpu in self.cpus:
-            self._close_ring(cpu)
+        with ExitStack() as steps:  # goes on after an error
+            for cpu in self.cpus:
+                steps.callback(self._close_ring, cpu)
 
     def _close_ring(self, cpu: int) -> None:
-        with suppress(BpfError):  # somebody may have deleted it
-            syscall.map_delete_elem(self._map, _slot(cpu), self._action)
-        ring = self._rings.pop(cpu)
-        self._poll.unregister(ring)
-        ring.close()
+        with ExitStack() as steps:
+            ring = steps.enter_context(self._rings.pop(cpu))
+            steps.callback(self._poll.unregister, ring)
+            with suppress(BpfError):  # somebody may have deleted it
+                syscall.map_delete_elem(self._map, _slot(cpu), self._action)
 
-    def close(self) -> None:
-        """Take the events out of the map and unmap them; what is unread is lost."""
+    def _release(self) -> None:
+        """Take the events out of the map and unmap them; what was not taken is lost."""
         self._resources.close()
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._map.closed else ""
+        closed = ", closed" if self.closed else ""
         return f"<PerfBuffer of {len(self._rings)} CPUs, {self._pages} pages each{closed}>"
 
 
@@ -274,34 +278,35 @@ class _Ring(Closing):
     def is_empty(self) -> bool:
         return bool(self._positions[_DATA_TAIL] == self._positions[_DATA_HEAD])
 
-    def drain_into(
-        self, records: list[Any], limit: int | None, codec: Decoder[Any] | None, name: str
+    def take_into(
+        self, taken: deque[Any], limit: int | None, add: Callable[[bytes], Exception | None]
     ) -> None:
-        """Add what is there, until there are `limit` records."""
+        """Add what is there, until there are `limit` records.
+
+        Args:
+            add: Puts a record there, or says what is wrong with it, which is raised once
+                those before it are delivered.
+        """
         tail, head = self._positions[_DATA_TAIL], self._positions[_DATA_HEAD]
         self._order()
-        short = None
-        while tail < head and short is None and (limit is None or len(records) < limit):
-            # Records are of whole words, so a header lies in one piece.
-            kind, _, size = _HEADER.unpack_from(self._data, tail & (self._size - 1))
-            if kind == _RECORD_SAMPLE:
-                raw = self._raw(tail)
-                if codec is None:
-                    records.append(raw)
-                elif len(raw) >= codec.size:
-                    records.append(codec.unpack(raw[: codec.size]))
-                elif records:
-                    break  # those before it are delivered first
-                else:
-                    short = len(raw)
-            elif kind == _RECORD_LOST:
-                body = self._copy(tail + _HEADER.size, _LOST.size)
-                self._lost_told += _LOST.unpack(body)[1]
-            tail += size
-        self._order()
-        self._positions[_DATA_TAIL] = tail
-        if short is not None:
-            raise too_short(name, short, codec)
+        wrong = None
+        try:
+            while tail < head and wrong is None and (limit is None or len(taken) < limit):
+                # Records are of whole words, so a header lies in one piece.
+                kind, _, size = _HEADER.unpack_from(self._data, tail & (self._size - 1))
+                if kind == _RECORD_SAMPLE:
+                    wrong = add(self._raw(tail))
+                    if wrong is not None and taken:
+                        return
+                elif kind == _RECORD_LOST:
+                    body = self._copy(tail + _HEADER.size, _LOST.size)
+                    self._lost_told += _LOST.unpack(body)[1]
+                tail += size
+        finally:
+            self._order()
+            self._positions[_DATA_TAIL] = tail
+        if wrong is not None:
+            raise wrong
 
     def _raw(self, position: int) -> bytes:
         at = position + _HEADER.size

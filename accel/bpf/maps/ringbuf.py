@@ -15,24 +15,22 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from errno import E2BIG, EINVAL
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from errno import E2BIG, EINVAL, EOPNOTSUPP
+from typing import Any, NamedTuple, TypeVar, overload
 
 from accel.bpf.closing import Closing
 from accel.bpf.door import uapi
 from accel.bpf.door.fd import Fd
-from accel.bpf.errors import BpfError, ShapeError
+from accel.bpf.errors import BpfError
 from accel.bpf.kinds import MapType
 from accel.bpf.maps.map import Map
-from accel.bpf.maps.shared_memory import Barrier, Decoder
+from accel.bpf.maps.shared_memory import Barrier, Decoder, RecordStream
 
 T = TypeVar("T")
 
 _HEADER = uapi.BPF_RINGBUF_HDR_SZ
 _LENGTH = ~(uapi.BPF_RINGBUF_BUSY_BIT | uapi.BPF_RINGBUF_DISCARD_BIT) & 0xFFFFFFFF
-_AT_ONCE = 256  # records between two turns of the event loop
 
 
 class RingStatistics(NamedTuple):
@@ -40,7 +38,7 @@ class RingStatistics(NamedTuple):
 
     Attributes:
         size_bytes: Of the whole buffer.
-        unread_bytes: Written or reserved and not yet drained, headers and padding included.
+        unread_bytes: Written or reserved and not yet taken, headers and padding included.
         produced_bytes: Ever, likewise.  What programs could not write is counted nowhere.
     """
 
@@ -99,7 +97,7 @@ class _Shared:
         self._resources.close()
 
 
-class RingBuffer(Closing, Generic[T]):
+class RingBuffer(RecordStream[T]):
     """The consumer's end of a ring buffer map.
 
     There must be only one: two would both take the same records and move one position.
@@ -124,34 +122,39 @@ class RingBuffer(Closing, Generic[T]):
                 them bytes.
 
         Raises:
-            BpfError: It is no ring buffer, or cannot be mapped.
+            BpfError: It is no ring buffer, or cannot be mapped; or programs overwrite in
+                it what is unread (BPF_F_RB_OVERWRITE, Linux 6.19).
         """
-        self._ring = _Shared(map, MapType.RINGBUF, f"read map {map.name} as a ring buffer")
-        self._codec = codec
-        self._name = map.name
+        super().__init__(map.name, codec)
+        action = f"read map {map.name} as a ring buffer"
+        if map.spec.flags & uapi.BPF_F_RB_OVERWRITE:
+            # Producers then write over records, also over the one that is being read.
+            raise BpfError(
+                f"{action}: its programs overwrite what is unread",
+                EOPNOTSUPP,
+                remedy="define it without BPF_F_RB_OVERWRITE",
+            )
+        self._ring = _Shared(map, MapType.RINGBUF, action)
+
+    @property
+    def closed(self) -> bool:
+        return self._ring.fd.closed
 
     def fileno(self) -> int:
-        """Readable, for select and its kin, when there is something to drain."""
+        """Readable, for select and its kin, when there is something to take.
+
+        Use it level-triggered: after drain(), what came meanwhile wakes nobody anew.
+        """
         return self._ring.fd.fileno()
 
-    def drain(self, limit: int | None = None) -> list[T]:
-        """Take what is there, at most `limit` records, without waiting.
-
-        Records the program discarded are skipped and not counted.
-
-        Raises:
-            ShapeError: The first record is shorter than the codec's type; it is taken.
-        """
-        ring, codec = self._ring, self._codec
-        read, written, lengths, order = ring.read, ring.written, ring.lengths, ring.order
-        records: list[Any] = []
+    def _take(self, limit: int | None) -> None:
+        """Records the program discarded are skipped and not counted."""
+        ring, taken, is_typed = self._ring, self._taken, self._codec is not None
+        read, lengths, order = ring.read, ring.lengths, ring.order
         position = read[0]
-        while limit is None or len(records) < limit:
-            # Advancing first and looking again afterwards, with a full barrier between,
-            # is what keeps a wakeup from being lost: a producer only wakes a consumer
-            # that has caught up with it (bpf_ringbuf_commit()).
-            if position >= written[0]:
-                break
+        # Asked for once: programs may write faster than we read, and this must end.
+        written = ring.written[0]
+        while position < written and (limit is None or len(taken) < limit):
             order()
             index = position & (ring.size - 1)
             word = lengths[index // 4]
@@ -159,46 +162,31 @@ class RingBuffer(Closing, Generic[T]):
                 break
             order()
             length = word & _LENGTH
-            is_short = False
+            wrong = None
             if not word & uapi.BPF_RINGBUF_DISCARD_BIT:
                 start = index + _HEADER
-                if codec is None:
-                    records.append(bytes(ring.data[start : start + length]))
-                elif length >= codec.size:
-                    records.append(codec.unpack(ring.data[start : start + codec.size]))
-                elif records:
-                    break  # those before it are delivered first
+                record = bytes(ring.data[start : start + length])
+                if is_typed:
+                    wrong = self._add(record)
                 else:
-                    is_short = True
+                    taken.append(record)
+            if wrong is not None and taken:
+                break  # those before it are delivered first
             position += (_HEADER + length + 7) & ~7
             order()
             read[0] = position
-            order()
-            if is_short:
-                raise too_short(self._name, length, codec)
-        return records
+            if wrong is not None:
+                raise wrong
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        """Records as they come, for ever; other tasks get their turn between batches.
+    async def _wait(self) -> None:
+        """Until the kernel calls the buffer readable.
 
-        While the next record is reserved but not submitted, the kernel calls the
-        buffer readable though there is nothing to take: this then polls, which
-        lasts as long as the program takes to submit it.
-
-        Raises:
-            ShapeError: A record is shorter than the codec's type; iterating anew goes on
-                after it.
+        It does so too, with nothing to take, while the next record is reserved but not
+        submitted: this then polls, as long as the program takes to submit it.
         """
-        import anyio.lowlevel  # late: who only drains needs no event loop
+        import anyio
 
-        while True:
-            records = self.drain(_AT_ONCE)
-            if not records:
-                await anyio.wait_readable(self._ring.fd)
-                continue
-            for record in records:
-                yield record
-            await anyio.lowlevel.checkpoint()
+        await anyio.wait_readable(self._ring.fd)
 
     def statistics(self) -> RingStatistics:
         """How full it is.  How much was lost only the programs know."""
@@ -206,12 +194,12 @@ class RingBuffer(Closing, Generic[T]):
         read, written = self._ring.read[0], self._ring.written[0]
         return RingStatistics(self._ring.size, written - read, written)
 
-    def close(self) -> None:
-        """Unmap it.  What is unread stays in the map."""
+    def _release(self) -> None:
+        """What was not taken stays in the map."""
         self._ring.close()
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._ring.fd.closed else ""
+        closed = ", closed" if self.closed else ""
         return f"<RingBuffer of {self._ring.size} bytes{closed}>"
 
 
@@ -265,9 +253,3 @@ class UserRingBuffer(Closing):
     def __repr__(self) -> str:
         closed = ", closed" if self._ring.fd.closed else ""
         return f"<UserRingBuffer of {self._ring.size} bytes{closed}>"
-
-
-def too_short(name: str, length: int, codec: Decoder[Any] | None) -> ShapeError:
-    """The error for a record that its type does not fit."""
-    expected = 0 if codec is None else codec.size
-    return ShapeError(f"record of map {name}", (f"it has {length} bytes, expected {expected}",))

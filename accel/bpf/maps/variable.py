@@ -6,6 +6,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from errno import EIO
 from functools import cached_property
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ class Variables(Closing, Mapping[str, Variable]):
 
         Raises:
             ShapeError: A variable lies outside the map's value.
+            BpfError: The map cannot be mapped, for want of descriptors or memory.
         """
         size = _size(map)
         mine = [spec for spec in specs.values() if spec.map == map.spec.name]
@@ -242,6 +244,8 @@ def _memory(map: Map[bytes, bytes]) -> _Memory:
         )
     except PermissionError:  # frozen, bpf_map_mmap(), kernel/bpf/syscall.c
         return _Memory(map)
+    except OSError as error:
+        raise BpfError(f"map {map.name} into memory", error.errno or EIO) from error
     return _Mapped(map, memoryview(pages), pages.close)
 
 

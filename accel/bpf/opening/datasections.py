@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
+from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
 from accel.bpf.format import elf
 from accel.bpf.kinds import MapType
@@ -33,6 +34,7 @@ class DataSections:
         self.maps: dict[int, MapSpec] = {}
         # Of the maps with variables, by section index: name, and bytes for them.
         self._homes: dict[int, tuple[str, int]] = {}
+        self._sections: dict[str, tuple[int, b.Datasec] | None] = {}
         names: set[str] = set()
         for section in object_file.sections:
             if _is_data(section):
@@ -60,7 +62,7 @@ class DataSections:
         )
 
     def _type_id(self, section: elf.Section) -> int:
-        found = None if self._btf is None else self._btf.find(section.name, b.Datasec)
+        found = self._described(section.name)
         if found is None:
             return 0
         if found[1].size != section.size:
@@ -71,19 +73,30 @@ class DataSections:
             return 0
         return found[0]
 
+    def _described(self, name: str) -> tuple[int, b.Datasec] | None:
+        """What BTF says of sections of that name, of which a file may have any number."""
+        if self._btf is not None and name not in self._sections:
+            self._sections[name] = self._btf.find(name, b.Datasec)
+        return self._sections.get(name)
+
     def add_arena(self, section: elf.Section, name: str) -> None:
         """Have variables of the section be in the arena of that name, from its start on."""
         self._homes[section.index] = name, section.size
 
     def variables(self) -> dict[str, VariableSpec]:
-        """Those that other objects may see, by name."""
-        variables = {}
-        types = {index: dict(self._types(index)) for index in self._homes}
+        """Those that other objects may see, by name.
+
+        Raises:
+            ObjectError: Two have one name.
+        """
+        variables: dict[str, VariableSpec] = {}
+        sections = self._elf.sections
+        types = {name: dict(self._types(name)) for name in {sections[i].name for i in self._homes}}
         for symbol in self._elf.symbols:
             if symbol.section not in self._homes or not _is_public(symbol):
                 continue
             home, limit = self._homes[symbol.section]
-            size, type_id = types[symbol.section].get(symbol.name, (symbol.size, 0))
+            size, type_id = types[sections[symbol.section].name].get(symbol.name, (symbol.size, 0))
             where = f"map {home}, variable {symbol.name}"
             # LLVM before 8 gave symbols no size.
             if symbol.size and symbol.size != size:
@@ -94,15 +107,20 @@ class DataSections:
             if not size or symbol.value + size > limit:
                 self.remarks.append(f"{where}: left out, {size} bytes at {symbol.value} of {limit}")
                 continue
-            variables[symbol.name] = VariableSpec(symbol.name, home, symbol.value, size, type_id)
+            variable = VariableSpec(symbol.name, home, symbol.value, size, type_id)
+            if variables.setdefault(symbol.name, variable) != variable:
+                raise ObjectError(
+                    f"two variables are named {symbol.name}",
+                    place=f"section {sections[symbol.section].name}",
+                )
         return variables
 
-    def _types(self, index: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    def _types(self, section: str) -> Iterator[tuple[str, tuple[int, int]]]:
         """Size and type id of the section's variables, by name."""
-        if self._btf is None:
+        found = self._described(section)
+        if self._btf is None or found is None:
             return
-        found = self._btf.find(self._elf.sections[index].name, b.Datasec)
-        for entry in () if found is None else found[1].variables:
+        for entry in found[1].variables:
             variable = self._btf.type(entry.type_id)
             if isinstance(variable, b.Var):
                 yield variable.name, (entry.size, variable.target)

@@ -9,7 +9,8 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from accel.bpf.errors import ObjectError
@@ -94,11 +95,13 @@ class Externs:
         Raises:
             ObjectError: It is no extern, or cannot be one of the kernel's.
         """
+        used = self._used.get(name)
         known = name in self._settings or name in self._kernel_symbols
         # Of what nothing is known, a call says most.
-        if name not in self._used or (called and not known):
-            self._used[name] = self._describe(name, called=called)
-        return self._used[name]
+        is_news = called and not known and used is not None and used.kind != ExternKind.FUNCTION
+        if used is None or is_news:
+            used = self._used[name] = self._describe(name, called=called)
+        return used
 
     def _describe(self, name: str, *, called: bool) -> ExternSpec:
         if name not in self._symbols:
@@ -112,8 +115,7 @@ class Externs:
         if name in self._kernel_symbols:
             kind, type_id = self._kernel_symbols[name]
             return ExternSpec(name, kind, type_id, weak)
-        found = None if self._btf is None else self._btf.find(name, b.Var)
-        if found is not None:
+        if name in self._declared:
             raise ObjectError(
                 f"{name} is declared, but neither here nor as part of the kernel",
                 remedy="link the object that defines it (bpftool gen object), or declare it "
@@ -122,12 +124,27 @@ class Externs:
         # GCC and old compilers do not describe externs: what is called is a function, and of
         # anything else only an address can be wanted.
         if called:
-            return ExternSpec(name, ExternKind.FUNCTION, self._function_type(name), weak)
+            return ExternSpec(name, ExternKind.FUNCTION, self._functions.get(name, 0), weak)
         return ExternSpec(name, ExternKind.SYMBOL, 0, weak)
 
-    def _function_type(self, name: str) -> int:
-        found = None if self._btf is None else self._btf.find(name, b.Func)
-        return 0 if found is None else found[0]
+    @cached_property
+    def _declared(self) -> Container[str]:
+        """Names of variables."""
+        return {found.name for _, found in self._types() if isinstance(found, b.Var)}
+
+    @cached_property
+    def _functions(self) -> Mapping[str, int]:
+        """The first function of each name."""
+        found: dict[str, int] = {}
+        for type_id, function in self._types():
+            if isinstance(function, b.Func):
+                found.setdefault(function.name, type_id)
+        return found
+
+    def _types(self) -> Iterator[tuple[int, b.Type]]:
+        if self._btf is not None:
+            for type_id in range(1, len(self._btf)):
+                yield type_id, self._btf.type(type_id)
 
 
 def _kernel_symbols(btf: b.Btf) -> dict[str, tuple[ExternKind, int]]:
@@ -157,6 +174,8 @@ def _lay_out(btf: b.Btf) -> dict[str, Setting]:
         if not isinstance(variable, b.Var):
             raise ObjectError(f"{btf.describe(entry.type_id)} is no variable", place=place)
         size = btf.size_of(variable.target)
+        if not size:
+            raise ObjectError("has no size", place=f"{place}, variable {variable.name}")
         variables.append((_alignment(btf, variable), size, variable.name, variable.target))
     variables.sort(key=lambda variable: (-variable[0], variable[1], variable[2]))
     settings = {}

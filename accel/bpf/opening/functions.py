@@ -56,17 +56,22 @@ def find(object_file: elf.Elf) -> Functions:
     Raises:
         ObjectError: One is not within its section, or ends within an instruction.
     """
+    return Functions(
+        {
+            index: tuple(_cut(object_file.sections[index], found))
+            for index, found in symbols_by_section(object_file).items()
+            if object_file.sections[index].flags & elf.SHF_EXECINSTR
+        }
+    )
+
+
+def symbols_by_section(object_file: elf.Elf) -> dict[int, list[elf.Symbol]]:
+    """The symbols of each section, by its index, in the order of the file."""
     symbols: dict[int, list[elf.Symbol]] = {}
     for symbol in object_file.symbols:
         if elf.SHN_UNDEF < symbol.section < len(object_file.sections):
             symbols.setdefault(symbol.section, []).append(symbol)
-    return Functions(
-        {
-            index: tuple(_cut(object_file.sections[index], found))
-            for index, found in symbols.items()
-            if object_file.sections[index].flags & elf.SHF_EXECINSTR
-        }
-    )
+    return symbols
 
 
 def _cut(section: elf.Section, symbols: Collection[elf.Symbol]) -> Iterator[Function]:

@@ -53,6 +53,7 @@ class JumpTables:
         # By their place, which may have several names.
         self._tables: dict[tuple[int, int, int], Table] = {}
         self._claimed = 0
+        self._relocated: dict[int, bool] = {}  # by section
 
     def at(self, symbol: elf.Symbol, offset: int) -> tuple[Table, int]:
         """The table so many bytes from a symbol of the section, and how far in the table.
@@ -101,7 +102,7 @@ class JumpTables:
             raise ObjectError(
                 "overlaps others: together larger than the section", place=_place(symbol)
             )
-        if self._elf.relocations(section):
+        if self._is_relocated(section):
             raise ObjectError("the linker has left offsets to be found out", place=_place(symbol))
         slots: list[int] = []
         for start in range(symbol.value, end, _SLOT):
@@ -113,6 +114,11 @@ class JumpTables:
                 )
             slots.append(target // insn.SIZE)
         return Table(symbol.name, tuple(slots))
+
+    def _is_relocated(self, section: elf.Section) -> bool:
+        if section.index not in self._relocated:
+            self._relocated[section.index] = bool(self._elf.relocations(section))
+        return self._relocated[section.index]
 
 
 def _place(symbol: elf.Symbol) -> str:

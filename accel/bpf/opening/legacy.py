@@ -19,13 +19,14 @@ Types of key and value come from structs that BPF_ANNOTATE_KV_PAIR() leaves in B
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from struct import Struct
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
 from accel.bpf.format import elf
+from accel.bpf.format.byteorder import ByteOrder
 from accel.bpf.opening import mapdefs
 from accel.bpf.spec import MapSpec
 
@@ -54,17 +55,23 @@ def is_section(name: str) -> bool:
 
 
 def read_maps(
-    object_file: elf.Elf, section: elf.Section, btf: b.Btf | None
+    section: elf.Section,
+    symbols: Iterable[elf.Symbol],
+    byteorder: ByteOrder,
+    btf: b.Btf | None,
 ) -> Iterator[tuple[int, MapSpec]]:
     """Each map of the section, in its order, and its byte offset there.
 
     A map of maps whose definition names no template has none; the kernel creates it only
     when somebody adds one.
 
+    Args:
+        symbols: Those of the section.
+
     Raises:
         ObjectError: The symbols do not part the section into definitions.
     """
-    definitions = _definitions(object_file, section)
+    definitions = _definitions(section, _marks(symbols), byteorder)
     ids = _iproute2_ids(definitions)
     specs = [_spec(definition, section, btf) for definition in definitions]
     for position, (definition, spec) in enumerate(zip(definitions, specs, strict=True)):
@@ -75,14 +82,19 @@ def read_maps(
         yield definition.offset, spec
 
 
-def _definitions(object_file: elf.Elf, section: elf.Section) -> list[_Definition]:
-    symbols = _marks(object_file, section)
+def _definitions(
+    section: elf.Section, symbols: Sequence[elf.Symbol], byteorder: ByteOrder
+) -> list[_Definition]:
     ends = [symbol.value for symbol in symbols[1:]] + [section.size]
-    words = Struct("<9I" if object_file.byteorder == "little" else ">9I")
+    words = Struct("<9I" if byteorder == "little" else ">9I")
     definitions = []
     covered = 0
+    names = set()
     for symbol, end in zip(symbols, ends, strict=False):
         place = f"section {section.name}, map {symbol.name}"
+        if symbol.name in names:
+            raise ObjectError("a second map of that name", place=place)
+        names.add(symbol.name)
         # LLVM before 8 gave its symbols no size.
         size = symbol.size or end - symbol.value
         if size < _LEAST_BYTES or symbol.value + size > end:
@@ -106,14 +118,13 @@ def _definitions(object_file: elf.Elf, section: elf.Section) -> list[_Definition
     return definitions
 
 
-def _marks(object_file: elf.Elf, section: elf.Section) -> Sequence[elf.Symbol]:
+def _marks(symbols: Iterable[elf.Symbol]) -> Sequence[elf.Symbol]:
     """The symbols that name definitions, in the order of the section."""
     return sorted(
         (
             symbol
-            for symbol in object_file.symbols
-            if symbol.section == section.index
-            and symbol.name
+            for symbol in symbols
+            if symbol.name
             and (
                 symbol.kind == elf.STT_OBJECT
                 # LLVM before 8; local ones without a type are the compiler's labels.

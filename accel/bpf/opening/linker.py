@@ -7,15 +7,16 @@ object knows of instructions (relocations, CO-RE, functions, lines) moves along.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf_ext, elf, insn
 from accel.bpf.format.btf import Btf
 from accel.bpf.opening import functions, jump_tables
+from accel.bpf.opening.addends import Addends
 from accel.bpf.opening.functions import Function
 from accel.bpf.opening.jump_tables import Table
 from accel.bpf.spec import (
@@ -28,9 +29,24 @@ from accel.bpf.spec import (
     MapReference,
 )
 
-# What all programs of an object may have together; see _instructions_allowed().
+# What all programs of an object may have together; see _allowance().
 _FREE_INSTRUCTIONS = 1 << 20
 _MOST_COPIES = 16
+
+# include/uapi/linux/bpf.h: by place in the descriptors given to BPF_PROG_LOAD.
+_PSEUDO_MAP_IDX = 5
+_PSEUDO_MAP_IDX_VALUE = 6
+_DESCRIPTORS = (insn.PSEUDO_MAP_FD, insn.PSEUDO_MAP_VALUE)
+# What the kernel takes for no map; anything else may be one of the loading process.
+_NO_DESCRIPTOR = -1
+# Numbers that only the loading process, or kernel, could give a meaning.
+_OF_THE_LOADER = {
+    (insn.LD_IMM64, _PSEUDO_MAP_IDX): "a map",
+    (insn.LD_IMM64, _PSEUDO_MAP_IDX_VALUE): "a map's value",
+    (insn.LD_IMM64, insn.PSEUDO_BTF_ID): "a kernel variable",
+    (insn.LD_IMM64, insn.PSEUDO_FUNC): "a function's address",
+    (insn.CALL, insn.PSEUDO_KFUNC_CALL): "a kernel function",
+}
 
 
 class MapTarget(NamedTuple):
@@ -53,8 +69,12 @@ class JumpTarget(NamedTuple):
     value_offset: int
 
 
+class StrayDescriptor(NamedTuple):
+    """A map of the process that wrote the object."""
+
+
 DataTarget = MapTarget | ExternTarget | JumpTarget
-Target = Function | DataTarget
+Target = Function | DataTarget | StrayDescriptor
 
 
 class Linked(NamedTuple):
@@ -83,6 +103,12 @@ class Linker:
         btf: What `ext` refers to.
         data_at: Raises ObjectError when nothing a program may refer to is there.
         extern: Raises ObjectError when nobody else defines it either.
+
+    Attributes:
+        remarks: What was left out, and why.
+
+    Raises:
+        ObjectError: Of a function, or CO-RE relocation, nobody can say where it is.
     """
 
     def __init__(
@@ -90,21 +116,23 @@ class Linker:
         object_file: elf.Elf,
         btf: Btf | None,
         ext: btf_ext.Ext,
+        addends: Addends,
         data_at: DataResolver,
         extern: CallResolver,
     ) -> None:
         self._elf = object_file
         self._btf = btf
-        self._ext = ext
+        self._addends = addends
         self._data_at = data_at
         self._extern = extern
         self._functions = functions.find(object_file)
-        self._value_in_place = _made_by_old_gas(object_file)
+        self.remarks: list[str] = []
+        self._ext = self._placeable(ext)
         self._relocations: dict[int, _Relocations] = {}
         self._references: dict[int, list[tuple[int, Target]]] = {}
         self._linked: set[int] = set()
         self._slots = 0  # of all jump tables so far
-        self._left = _instructions_allowed(object_file)
+        self._left = _allowance(object_file, self._ext)
 
     def functions(self, section: elf.Section) -> Sequence[Function]:
         """The functions of a section, in order of address."""
@@ -119,10 +147,6 @@ class Linker:
         section = self._code_section(symbol)
         if section is None:
             raise ObjectError(f"{symbol.name or 'a section'!r} is no code")
-        if symbol.kind != elf.STT_SECTION:
-            # A named function is meant as it is, whatever stands in place: GNU as 2.40
-            # leaves the symbol's own value there.
-            offset = 0
         at = symbol.value + offset
         found = self._functions.at(section, at // insn.SIZE)
         if found is None or at % insn.SIZE:
@@ -146,7 +170,6 @@ class Linker:
         starts: dict[int, int] = {}
         total = 0
         code = bytearray()
-        self._account_for(order)
         for function in order:
             starts[function.symbol.number] = total
             total += function.length
@@ -167,6 +190,10 @@ class Linker:
                     case MapTarget():
                         self._refer_to_map(code, at, target)
                         maps.append(MapReference(at, *target))
+                    case StrayDescriptor():
+                        load = insn.decode(code, self._elf.byteorder, at)
+                        load = load._replace(imm=_NO_DESCRIPTOR)
+                        _put(code, at, insn.encode(load, self._elf.byteorder))
                     case ExternTarget():
                         externs.append(ExternReference(at, target.name))
                     case JumpTarget(table, offset):
@@ -186,13 +213,17 @@ class Linker:
             line_info=line_info,
         )
 
-    def _account_for(self, order: list[Function]) -> None:
-        self._left -= sum(function.length for function in order)
+    def _account_for(self, function: Function, entry: Function) -> None:
+        """Pay for one more copy of a function, and of what is known of it."""
+        self._left -= function.length
+        for rows in self._ext[:3]:
+            found = _rows_of(rows, function)
+            self._left -= found.stop - found.start
         if self._left < 0:
             raise ObjectError(
                 "with its functions, and the programs before with theirs, larger than any object "
                 "should be",
-                place=f"section {order[0].section.name}, program {order[0].name}",
+                place=f"section {entry.section.name}, program {entry.name}",
                 remedy="have fewer programs in one object, or smaller functions that they share",
             )
 
@@ -208,6 +239,7 @@ class Linker:
             if function.symbol.number in known:
                 continue
             known.add(function.symbol.number)
+            self._account_for(function, entry)
             order.append(function)
             waiting += [
                 target
@@ -221,7 +253,7 @@ class Linker:
         number = function.symbol.number
         if number not in self._references:
             self._references[number] = sorted(
-                [*self._relocated_references(function), *self._resolved_calls(function)],
+                [*self._relocated_references(function), *self._other_references(function)],
                 key=lambda reference: reference[0],
             )
         return self._references[number]
@@ -232,45 +264,55 @@ class Linker:
             try:
                 yield index, self._target(instruction, relocation)
             except ObjectError as e:
-                place = f"section {function.section.name}, instruction {index} ({instruction})"
-                raise e.within(place) from None
+                raise e.within(_place(function.section, index, instruction)) from None
 
-    def _resolved_calls(self, function: Function) -> Iterator[tuple[int, Target]]:
-        """Calls within a section that LLVM before 10, and GNU as, resolved by themselves."""
+    def _other_references(self, function: Function) -> Iterator[tuple[int, Target]]:
+        """Calls within a section that LLVM before 10, and GNU as, resolved by themselves.
+
+        And descriptors that the source gave as numbers, as some of the kernel's own tests do.
+        """
         section = function.section
         relocated = self._relocations_of(section).by_index
-        codes = section.data[:: insn.SIZE]
-        index = codes.find(insn.CALL, function.start, function.end)
-        while index >= 0:
+        for index in _calls_and_loads(function):
+            if index in relocated:
+                continue
             instruction = insn.decode(section.data, self._elf.byteorder, index)
-            if instruction.is_call_in_object and index not in relocated:
-                at = index + 1 + instruction.imm
-                target = self._functions.at(section, at)
-                if target is not None:
-                    yield index, target
-                elif not function.start <= at < function.end:
-                    raise ObjectError(
-                        f"no function starts at instruction {at}",
-                        place=f"section {section.name}, instruction {index} ({instruction})",
-                    )
-            index = codes.find(insn.CALL, index + 1, function.end)
+            what = _OF_THE_LOADER.get((instruction.code, instruction.src))
+            if what is not None:
+                raise ObjectError(
+                    f"refers to {what}, but has no relocation",
+                    place=_place(section, index, instruction),
+                    remedy="open the object as the compiler wrote it",
+                )
+            if instruction.code == insn.LD_IMM64 and instruction.src in _DESCRIPTORS:
+                self.remarks.append(
+                    f"{_place(section, index, instruction)}: refers to a map, but has no "
+                    "relocation; the kernel will refuse it"
+                )
+                yield index, StrayDescriptor()
+            if not instruction.is_call_in_object:
+                continue
+            at = index + 1 + instruction.imm
+            target = self._functions.at(section, at)
+            if target is not None:
+                yield index, target
+            elif not function.start <= at < function.end:
+                raise ObjectError(
+                    f"no function starts at instruction {at}",
+                    place=_place(section, index, instruction),
+                )
 
     def _target(self, instruction: insn.Instruction, relocation: elf.Relocation) -> Target:
         symbol = relocation.symbol
         is_code = self._code_section(symbol) is not None
         if instruction.code == insn.CALL:
             if is_code:
-                offset = (instruction.imm + 1) * insn.SIZE + relocation.addend
-                return self.function_at(symbol, offset)
+                return self.function_at(symbol, self._addends.of_call(instruction, relocation))
             if symbol.section == elf.SHN_UNDEF:
                 return self._extern(symbol)
         elif instruction.code == insn.LD_IMM64:
-            offset = instruction.imm + relocation.addend
-            if is_code:
-                return self.function_at(symbol, offset)
-            if self._value_in_place and symbol.kind != elf.STT_SECTION:
-                offset -= symbol.value if offset >= symbol.value else 0
-            return self._data_at(symbol, offset)
+            offset = self._addends.of_address(instruction, relocation)
+            return self.function_at(symbol, offset) if is_code else self._data_at(symbol, offset)
         raise ObjectError(
             f"relocation type {relocation.type} against {symbol.name or 'a section'!r} "
             "does not fit the instruction"
@@ -318,6 +360,32 @@ class Linker:
 
     # --- what is known of instructions ---------------------------------------------------
 
+    def _placeable(self, ext: btf_ext.Ext) -> btf_ext.Ext:
+        """The rows of sections whose names say which they are; remarks on those of no function."""
+        code = [s for s in self._elf.sections if s.flags & elf.SHF_EXECINSTR and s.size]
+        counts = Counter(section.name for section in code)
+        several = {name for name, count in counts.items() if count > 1}
+        for name in sorted(several.intersection(ext.core_relocations)):
+            raise ObjectError(
+                f"CO-RE relocations of one of {counts[name]} sections {name}, nobody knows which",
+                place="section .BTF.ext",
+                remedy="link the object (bpftool gen object), or give each program its own section",
+            )
+        for name in sorted(several.intersection([*ext.func_info, *ext.line_info])):
+            self.remarks.append(
+                f"functions and lines of {counts[name]} sections {name} are not known: they have "
+                "one name"
+            )
+        ext = ext._replace(
+            func_info=_without(ext.func_info, several), line_info=_without(ext.line_info, several)
+        )
+        functions_of = {section.name: self._functions.of(section) for section in code}
+        for what, rows in zip(ext._fields, ext[:3], strict=False):
+            strays = sum(_strays(found, functions_of.get(name, ())) for name, found in rows.items())
+            if strays:
+                self.remarks.append(f".BTF.ext {what}: {strays} of no function's code left out")
+        return ext
+
     def _description(
         self, order: list[Function], starts: Mapping[int, int]
     ) -> tuple[tuple[FuncInfo, ...], tuple[LineInfo, ...]]:
@@ -362,7 +430,11 @@ class _Relocations:
                     f"relocation within an instruction, at byte {relocation.offset:#x}",
                     place=f"section {section.name}",
                 )
-            self.by_index[index] = relocation
+            # Once more the same would do no harm.
+            if self.by_index.setdefault(index, relocation) != relocation:
+                raise ObjectError(
+                    f"two relocations of instruction {index}", place=f"section {section.name}"
+                )
         self._indexes = sorted(self.by_index)
 
     def within(self, function: Function) -> Iterator[tuple[int, elf.Relocation]]:
@@ -379,32 +451,59 @@ def _moves(
     """The rows of each linked function, and how far its instructions have moved."""
     for function in order:
         of_section = rows.get(function.section.name, [])
-        first = bisect_left(of_section, (function.start,))
-        last = bisect_left(of_section, (function.end,))
-        yield of_section[first:last], starts[function.symbol.number] - function.start
+        move = starts[function.symbol.number] - function.start
+        yield of_section[_rows_of(rows, function)], move
+
+
+def _rows_of(rows: Mapping[str, list[btf_ext.Row]], function: Function) -> slice:
+    """Which of its section's rows are the function's."""
+    of_section = rows.get(function.section.name, [])
+    first = bisect_left(of_section, (function.start,))
+    return slice(first, bisect_left(of_section, (function.end,), first))
+
+
+def _strays(rows: list[btf_ext.Row], found: Sequence[Function]) -> int:
+    """How many rows of a section are of none of its functions."""
+    placed = last = 0
+    for function in found:
+        first = max(last, bisect_left(rows, (function.start,)))
+        last = max(first, bisect_left(rows, (function.end,)))
+        placed += last - first
+    return len(rows) - placed
+
+
+def _without(
+    rows: Mapping[str, list[btf_ext.Row]], names: Collection[str]
+) -> dict[str, list[btf_ext.Row]]:
+    return {name: found for name, found in rows.items() if name not in names}
+
+
+def _calls_and_loads(function: Function) -> Iterator[int]:
+    """Indexes, in its section, of the function's instructions that may refer to something."""
+    data = function.section.data
+    codes = data[function.start * insn.SIZE : function.end * insn.SIZE : insn.SIZE]
+    for code in (insn.CALL, insn.LD_IMM64):
+        index = codes.find(code)
+        while index >= 0:
+            yield function.start + index
+            index = codes.find(code, index + 1)
+
+
+def _place(section: elf.Section, index: int, instruction: insn.Instruction) -> str:
+    return f"section {section.name}, instruction {index} ({instruction})"
 
 
 def _put(code: bytearray, index: int, data: bytes) -> None:
     code[index * insn.SIZE : index * insn.SIZE + len(data)] = data
 
 
-def _instructions_allowed(object_file: elf.Elf) -> int:
-    """How many all programs together may have.
+def _allowance(object_file: elf.Elf, ext: btf_ext.Ext) -> int:
+    """How many instructions, and rows about them, all programs together may have.
 
     Each has functions of its own, which the file has once: a few bytes can ask for gigabytes.
     """
     code = sum(
         len(section.data) for section in object_file.sections if section.flags & elf.SHF_EXECINSTR
     )
-    return _FREE_INSTRUCTIONS + _MOST_COPIES * (code // insn.SIZE)
-
-
-def _made_by_old_gas(object_file: elf.Elf) -> bool:
-    """Whether GNU as put the value of a named symbol into the instruction as well.
-
-    Seen of as 2.40; rewritten for 2.42, which came with GCC 14.  GCC names itself in
-    .comment, as in "GCC: (12.2.0-14) 12.2.0".
-    """
-    comment = object_file.section(".comment")
-    found = None if comment is None else re.search(rb"GCC: \(.*?\) (\d+)\.", comment.data)
-    return found is not None and int(found[1]) < 14
+    rows = sum(len(found) for part in ext[:3] for found in part.values())
+    return _FREE_INSTRUCTIONS + _MOST_COPIES * (code // insn.SIZE + rows)

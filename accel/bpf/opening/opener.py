@@ -8,11 +8,10 @@ remarks say so.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from struct import Struct
 from types import MappingProxyType
 
 from accel.bpf.errors import ObjectError
@@ -20,7 +19,8 @@ from accel.bpf.format import btf as b
 from accel.bpf.format import btf_ext, elf
 from accel.bpf.format.sections import meaning_of
 from accel.bpf.kinds import MapType
-from accel.bpf.opening import jump_tables, legacy, linker, mapdefs, struct_ops
+from accel.bpf.opening import functions, jump_tables, legacy, linker, mapdefs, struct_ops
+from accel.bpf.opening.addends import Addends
 from accel.bpf.opening.datasections import HIDDEN, DataSections, placements
 from accel.bpf.opening.externs import Externs
 from accel.bpf.opening.functions import Function
@@ -39,7 +39,9 @@ _KINDS = {
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
-_POINTER = 8
+# Where the header of .BTF.ext has its own length, and the bytes of its part for CO-RE.
+_EXT_LENGTH = slice(4, 8)
+_EXT_CORE_SIZE = slice(28, 32)
 
 
 def open_object(source: bytes | Path | str, name: str | None = None) -> ObjectSpec:
@@ -89,25 +91,33 @@ class _Opener:
         self._remarks: list[str] = []
         self._elf = elf.parse(data)
         self._btf, self._externs = self._read_types()
+        self._addends = Addends(self._elf)
         self._data = DataSections(self._elf, self._btf)
         self._jump_tables = jump_tables.JumpTables(self._elf)
         self._maps: dict[str, MapSpec] = {}
         # By section index and byte offset, the map defined there.
         self._definitions: dict[tuple[int, int], str] = {}
+        # The map that is the arena, by index of the section with its variables.
+        self._arenas: dict[int, str] = {}
         # Sections of data that code refers to.
         self._referred: set[int] = set()
+        # Programs that are not in the spec.
+        self._omitted: set[str] = set()
         self._linker = linker.Linker(
-            self._elf, self._btf, self._read_ext(), self._data_at, self._called
+            self._elf, self._btf, self._read_ext(), self._addends, self._data_at, self._called
         )
 
     def spec(self) -> ObjectSpec:
         self._read_map_definitions()
         self._read_arena()
         programs = self._programs()
+        self._require({*programs, *self._omitted})
         variables = self._data.variables()
         for spec in self._data.needed(self._referred, variables):
             self._add_map(spec)
-        self._remarks += self._data.remarks
+        if not programs and not self._maps:
+            self._remarks.append("defines no program and no map")
+        self._remarks += [*self._linker.remarks, *self._addends.remarks, *self._data.remarks]
         return ObjectSpec(
             name=self._name,
             byteorder=self._elf.byteorder,
@@ -153,6 +163,9 @@ class _Opener:
         needing = (mapdefs.SECTION, *struct_ops.SECTIONS)
         if externs.described or any(s.size and s.name in needing for s in self._elf.sections):
             raise error
+        section = self._find(".BTF.ext")
+        if section is not None and _has_core_relocations(section.data):
+            raise error
         self._remarks.append(f"section .BTF left out: {error}")
 
     def _placed(self, btf: b.Btf, externs: Externs) -> b.Btf:
@@ -175,7 +188,17 @@ class _Opener:
 
     def _read_ext(self) -> btf_ext.Ext:
         section = self._find(".BTF.ext")
-        if section is None or self._btf is None:
+        if section is None:
+            return btf_ext.NOTHING
+        if self._btf is None:
+            if _has_core_relocations(section.data):
+                raise ObjectError(
+                    "CO-RE relocations, but no BTF",
+                    place="section .BTF.ext",
+                    remedy="do not strip .BTF: llvm-strip -g leaves it alone",
+                )
+            if section.size:
+                self._remarks.append("section .BTF.ext left out: there is no BTF")
             return btf_ext.NOTHING
         ext = btf_ext.parse(section.data, self._btf)
         self._remarks += ext.remarks
@@ -184,18 +207,26 @@ class _Opener:
     # --- maps ----------------------------------------------------------------------------
 
     def _read_map_definitions(self) -> None:
+        seen = set()
         for section in self._elf.sections:
             if not section.size or section.type != elf.SHT_PROGBITS:
                 continue
+            if legacy.is_section(section.name):
+                self._define(section, self._read_legacy_maps(section))
+                continue
+            if section.name not in (mapdefs.SECTION, *struct_ops.SECTIONS):
+                continue
+            # BTF tells sections by their names.
+            if section.name in seen:
+                raise ObjectError("a second one of that name", place=f"section {section.name}")
+            seen.add(section.name)
             if section.name == mapdefs.SECTION:
                 self._define(section, self._read_btf_maps(section))
-            elif legacy.is_section(section.name):
-                self._define(section, legacy.read_maps(self._elf, section, self._btf))
-            elif section.name in struct_ops.SECTIONS:
-                for spec in struct_ops.read_maps(
-                    self._elf, section, self._typed(section), self._function_name
-                ):
-                    self._add_map(spec)
+                continue
+            pointers = self._addends.pointers(section)
+            types = self._typed(section)
+            for spec in struct_ops.read_maps(section, types, pointers, self._program_at):
+                self._add_map(spec)
         settings = self._externs.map()
         if settings is not None:
             self._add_map(settings)
@@ -207,6 +238,15 @@ class _Opener:
                 f"section {section.name}: a map is initialised, with what goes nowhere"
             )
         return mapdefs.read_maps(self._typed(section), values)
+
+    def _read_legacy_maps(self, section: elf.Section) -> Iterator[tuple[int, MapSpec]]:
+        symbols = self._symbols.get(section.index, ())
+        return legacy.read_maps(section, symbols, self._elf.byteorder, self._btf)
+
+    @cached_property
+    def _symbols(self) -> Mapping[int, Sequence[elf.Symbol]]:
+        """By section: some files have as many sections as symbols."""
+        return functions.symbols_by_section(self._elf)
 
     def _typed(self, section: elf.Section) -> b.Btf:
         if self._btf is None:
@@ -229,23 +269,25 @@ class _Opener:
 
     def _values(self, section: elf.Section) -> Iterator[tuple[int, str]]:
         """What the relocations of .maps put there: byte offset, name of the map or program."""
-        pointer = Struct("<q" if self._elf.byteorder == "little" else ">q")
-        for relocation in self._elf.relocations(section):
-            place = f"section {section.name}, offset {relocation.offset:#x}"
-            if relocation.offset + _POINTER > section.size:
-                raise ObjectError("no room for an address", place=place)
-            symbol = relocation.symbol
-            (in_place,) = pointer.unpack_from(section.data, relocation.offset)
-            name = symbol.name
-            if symbol.kind == elf.STT_SECTION:
-                name = self._name_at(symbol, in_place + relocation.addend)
+        for offset, symbol, beyond in self._addends.pointers(section):
+            place = f"section {section.name}, offset {offset:#x}"
+            try:
+                name = self._name_at(symbol, beyond)
+            except ObjectError as e:
+                raise e.within(place) from None
             if not name:
                 raise ObjectError("refers to nothing that has a name", place=place)
-            yield relocation.offset, name
+            yield offset, name
 
-    def _name_at(self, section: elf.Symbol, offset: int) -> str:
-        """Name of what is at `offset` of a section, given its symbol."""
-        return self._names.get((section.section, section.value + offset), "")
+    def _name_at(self, symbol: elf.Symbol, beyond: int) -> str:
+        """Name of the program, or anything else, so many bytes from a symbol."""
+        if symbol.section < len(self._elf.sections) and _is_code(
+            self._elf.sections[symbol.section]
+        ):
+            return self._program_at(symbol, beyond)
+        if not beyond and symbol.kind != elf.STT_SECTION:
+            return symbol.name
+        return self._names.get((symbol.section, symbol.value + beyond), "")
 
     @cached_property
     def _names(self) -> dict[tuple[int, int], str]:
@@ -256,32 +298,48 @@ class _Opener:
             if symbol.name and symbol.kind != elf.STT_SECTION
         }
 
-    def _function_name(self, symbol: elf.Symbol, offset: int) -> str:
-        return self._linker.function_at(symbol, offset).name
+    def _program_at(self, symbol: elf.Symbol, offset: int) -> str:
+        function = self._linker.function_at(symbol, offset)
+        if not _is_entry(function):
+            raise ObjectError(
+                f"{function.name} is no program",
+                remedy="give it a section of its own, and make it no static function",
+            )
+        return function.name
+
+    def _require(self, programs: Collection[str]) -> None:
+        """Refuse maps that hold what is no program."""
+        for spec in self._maps.values():
+            held = spec.values if spec.type == MapType.PROG_ARRAY else ()
+            if spec.struct_ops is not None:
+                held = spec.struct_ops.functions
+            for slot, name in held:
+                if name not in programs:
+                    raise ObjectError(
+                        f"slot {slot} holds {name}, no program", place=f"map {spec.name}"
+                    )
 
     def _read_arena(self) -> None:
         """Variables in an arena are its initial contents."""
         section = self._find(_ARENA)
         if section is None or not section.size:
             return
-        name = self._arena()
-        if name is None:
+        arenas = [spec.name for spec in self._maps.values() if spec.type == MapType.ARENA]
+        if not arenas:
             raise ObjectError(
                 "variables of an arena, but no map is one",
                 place=f"section {section.name}",
                 remedy="define a map of type BPF_MAP_TYPE_ARENA",
             )
-        contents = section.data or bytes(section.size)
-        self._maps[name] = replace(self._maps[name], contents=contents)
-        self._data.add_arena(section, name)
-
-    def _arena(self) -> str | None:
-        arenas = [spec.name for spec in self._maps.values() if spec.type == MapType.ARENA]
         if len(arenas) > 1:
             raise ObjectError(
                 f"more than one arena, where programs can use but one: {', '.join(arenas)}"
             )
-        return arenas[0] if arenas else None
+        (name,) = arenas
+        contents = section.data or bytes(section.size)
+        self._maps[name] = replace(self._maps[name], contents=contents)
+        self._arenas[section.index] = name
+        self._data.add_arena(section, name)
 
     # --- what code refers to -------------------------------------------------------------
 
@@ -304,7 +362,7 @@ class _Opener:
         if section.name == jump_tables.SECTION:
             return JumpTarget(*self._jump_tables.at(symbol, offset))
         data = self._data.maps.get(section.index)
-        name = self._arena() if section.name == _ARENA else data.name if data else None
+        name = data.name if data else self._arenas.get(section.index)
         if name is None:
             raise ObjectError(
                 f"refers to {symbol.name or 'what is'} at {at:#x} of section {section.name}, where "
@@ -346,9 +404,8 @@ class _Opener:
         entries = [
             function
             for section in sections
-            if section.name != _TEXT
             for function in self._linker.functions(section)
-            if function.symbol.binding != elf.STB_LOCAL
+            if _is_entry(function)
         ]
         for function in entries or self._sole_function(sections):
             program = self._program(function, callbacks.get(function.name))
@@ -402,6 +459,7 @@ class _Opener:
         except ObjectError as e:
             if autoload:
                 raise
+            self._omitted.add(function.name)
             self._remarks.append(f"program {function.name}, not loaded by default, left out: {e}")
             return None
         return ProgramSpec(
@@ -459,6 +517,28 @@ class _Opener:
             self._remarks.append(f"section version left out: {section.size} bytes, not 4")
             return 0
         return int.from_bytes(section.data, self._elf.byteorder)
+
+
+def _has_core_relocations(ext: bytes) -> bool:
+    """Whether a section .BTF.ext has any, as far as can be said without BTF.
+
+    Raises:
+        ObjectError: Its header is none.
+    """
+    if not ext:
+        return False
+    byteorder = b.BYTE_ORDERS.get(ext[:2])
+    if byteorder is None:
+        raise ObjectError("no BTF: the magic number is missing", place=".BTF.ext header")
+    length = int.from_bytes(ext[_EXT_LENGTH], byteorder)
+    size = int.from_bytes(ext[_EXT_CORE_SIZE], byteorder)
+    # GCC 12 writes the size of a record, and none.
+    return length >= _EXT_CORE_SIZE.stop and size > 4
+
+
+def _is_entry(function: Function) -> bool:
+    """Whether it is a program's first."""
+    return function.section.name != _TEXT and function.symbol.binding != elf.STB_LOCAL
 
 
 def _is_code(section: elf.Section) -> bool:

@@ -15,7 +15,7 @@ with the program's descriptor in place of each callback's address.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -24,6 +24,7 @@ from accel.bpf.errors import ObjectError
 from accel.bpf.format import btf as b
 from accel.bpf.format import elf
 from accel.bpf.kinds import MapType
+from accel.bpf.opening.addends import Pointer
 from accel.bpf.spec import MapSpec, StructOps
 
 SECTIONS = (".struct_ops", ".struct_ops.link", "?.struct_ops", "?.struct_ops.link")
@@ -70,14 +71,15 @@ class _Table(NamedTuple):
 
 
 def read_maps(
-    object_file: elf.Elf,
     section: elf.Section,
     btf: b.Btf,
+    pointers: Iterable[Pointer],
     function_at: Callable[[elf.Symbol, int], str],
 ) -> Iterator[MapSpec]:
     """Each table of the section, as the map that will hold it.
 
     Args:
+        pointers: The addresses in the section.
         function_at: Name of the program whose code starts so many bytes after a symbol.
 
     Raises:
@@ -89,22 +91,23 @@ def read_maps(
     functions: list[dict[int, str]] = [{} for _ in tables]
     callbacks: dict[int, dict[int, int]] = {}  # by the struct's type id
     data = bytearray(section.data or bytes(section.size))
-    for relocation in object_file.relocations(section):
-        where = f"{place}, offset {relocation.offset:#x}"
-        number = bisect_right(starts, relocation.offset) - 1
+    for offset, symbol, beyond in pointers:
+        where = f"{place}, offset {offset:#x}"
+        number = bisect_right(starts, offset) - 1
         if number < 0:
             raise ObjectError("a relocation outside all variables", place=where)
         table = tables[number]
         if table.type_id not in callbacks:
             callbacks[table.type_id] = _callbacks(btf, table.struct)
-        member = callbacks[table.type_id].get(relocation.offset - table.offset)
+        member = callbacks[table.type_id].get(offset - table.offset)
         if member is None or member in functions[number]:
             which = "no" if member is None else "a second relocation of a"
             raise ObjectError(f"{which} callback of {table.name} is there", place=where)
-        end = relocation.offset + _POINTER
-        addend = int.from_bytes(data[relocation.offset : end], object_file.byteorder)
-        data[relocation.offset : end] = bytes(_POINTER)
-        functions[number][member] = function_at(relocation.symbol, addend)
+        data[offset : offset + _POINTER] = bytes(_POINTER)
+        try:
+            functions[number][member] = function_at(symbol, beyond)
+        except ObjectError as e:
+            raise e.within(where) from None
     name = section.name.removeprefix("?")
     for table, filled in zip(tables, functions, strict=True):
         is_link = name == ".struct_ops.link"
