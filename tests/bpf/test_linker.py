@@ -14,7 +14,9 @@ from accel.bpf.opening import functions, linker
 from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import MapReference, ObjectSpec
 
+from . import handmade as h
 from .conftest import Compile
+from .files import File
 
 
 def joined(spec: ObjectSpec, program: str) -> list[str]:
@@ -87,7 +89,7 @@ def test_programs_do_not_grow_without_bound(
     monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 0)
     monkeypatch.setattr(linker, "_MOST_COPIES", 0)
 
-    with pytest.raises(ObjectError, match="larger than any object should be") as error:
+    with pytest.raises(ObjectError, match="times the object.s code") as error:
         open_object(compiled("statics"))
     assert error.value.place == "section socket, program entry"
 
@@ -184,18 +186,184 @@ def as_of_gnu(data: bytes, comment: bytes) -> bytes:
     return bytes(changed) + comment
 
 
-def test_values_that_gnu_as_put_in_place(compiled: Compile) -> None:
-    data = compiled("variables").read_bytes()
-    old = open_object(as_of_gnu(data, b"GCC: (Debian 12.2.0-14) 12.2.0\0"))
+OLD_GCC = b"GCC: (Debian 12.2.0-14) 12.2.0\0"
+
+
+@pytest.mark.parametrize("name", ["variables", "statics"])
+def test_values_that_gnu_as_put_in_place(compiled: Compile, name: str) -> None:
+    data = compiled(name).read_bytes()
+    old = open_object(as_of_gnu(data, OLD_GCC))
 
     assert old.programs == open_object(data).programs
+    assert [remark for remark in old.remarks if "GNU as before 2.42" in remark]
 
 
-def test_calls_that_gnu_as_wrote(compiled: Compile) -> None:
-    """Of whatever stands in a call of a named function only the name counts."""
-    data = compiled("statics").read_bytes()
+@pytest.mark.parametrize(
+    "comment", [b"", b"clang version 19.1\0" + OLD_GCC, b"GCC: (Debian) 14.2.0\0"]
+)
+def test_offsets_of_other_compilers_are_offsets(compiled: Compile, comment: bytes) -> None:
+    with pytest.raises(ObjectError, match="no function starts at byte"):
+        open_object(as_of_gnu(compiled("statics").read_bytes(), comment))
 
-    assert open_object(as_of_gnu(data, b"")).programs == open_object(data).programs
+
+def test_one_place_without_the_value_shows_another_convention() -> None:
+    file = File()
+    file.section("xdp", LOAD + at(LOAD, 8) + EXIT, elf.SHF_EXECINSTR)
+    file.section(".data", bytes(64))
+    file.section(".comment", OLD_GCC)
+    file.symbol("p", "xdp", 0, 40, elf.STT_FUNC)
+    file.symbol("array", ".data", 8, 32)
+    file.relocate("xdp", 0, "array")
+    file.relocate("xdp", 16, "array")
+    spec = open_object(file.build())
+
+    assert [r.value_offset for r in spec.programs["p"].map_references] == [8, 16]
+    assert not [remark for remark in spec.remarks if "GNU as" in remark]
+
+
+# --- what instructions refer to ---------------------------------------------------------------
+
+LOAD = bytes([0x18, 1]) + bytes(14)
+MOVE = bytes([0xB7]) + bytes(7)
+EXIT = bytes([0x95]) + bytes(7)
+
+
+def at(instruction: bytes, imm: int, src: int | None = None) -> bytes:
+    registers = instruction[1] if src is None else src << 4 | instruction[1] & 0xF
+    rest = instruction[8:]
+    return struct.pack("<BBhi", instruction[0], registers, 0, imm) + rest
+
+
+CALL = at(bytes([0x85]) + bytes(7), -1, 1)
+
+
+def program(code: bytes, text: bytes = b"") -> File:
+    """A program `p`, and two functions that share the section .text."""
+    file = File()
+    file.section("xdp", code, elf.SHF_EXECINSTR)
+    file.symbol("p", "xdp", 0, len(code), elf.STT_FUNC)
+    if text:
+        file.section(".text", text, elf.SHF_EXECINSTR)
+        file.symbol("f", ".text", 0, 16, elf.STT_FUNC)
+        file.symbol("g", ".text", 16, len(text) - 16, elf.STT_FUNC)
+    return file
+
+
+@pytest.mark.parametrize("src", [insn.PSEUDO_MAP_FD, insn.PSEUDO_MAP_VALUE])
+def test_descriptors_of_another_process_mean_nothing_here(src: int) -> None:
+    spec = open_object(program(at(LOAD, 5, src) + EXIT).build())
+
+    assert insn.decode(spec.programs["p"].instructions, "little").imm == -1
+    assert [remark for remark in spec.remarks if "has no relocation" in remark]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "what"),
+    [
+        (at(LOAD, 0, 3), "a kernel variable"),
+        (at(LOAD, 0, 4), "a function's address"),
+        (at(LOAD, 0, 5), "a map"),
+        (at(LOAD, 0, 6), "a map's value"),
+        (at(CALL, 5, 2), "a kernel function"),
+    ],
+)
+def test_numbers_that_mean_nothing_here(instruction: bytes, what: str) -> None:
+    with pytest.raises(ObjectError, match=f"refers to {what}, but has no relocation"):
+        open_object(program(instruction + EXIT).build())
+
+
+@pytest.mark.parametrize("addend", [None, 8])
+def test_an_offset_from_a_named_function_counts(addend: int | None) -> None:
+    file = program(at(CALL, 0 if addend is None else -1) + EXIT, MOVE + EXIT + EXIT)
+    file.relocate("xdp", 0, "f", addend)
+    with pytest.raises(ObjectError, match="no function starts at byte 0x8"):
+        open_object(file.build())
+
+    file = program(at(CALL, 1 if addend is None else -1) + EXIT, MOVE + EXIT + EXIT)
+    file.relocate("xdp", 0, "f", None if addend is None else 16)
+    assert open_object(file.build()).programs["p"].instructions[16:] == EXIT
+
+
+def test_two_relocations_of_an_instruction() -> None:
+    file = program(CALL + EXIT, MOVE + EXIT + EXIT)
+    file.relocate("xdp", 0, "f")
+    file.relocate("xdp", 0, "f")
+    assert open_object(file.build()).programs["p"].instructions[16:] == MOVE + EXIT
+
+    file.relocate("xdp", 0, "g")
+    with pytest.raises(ObjectError, match="two relocations of instruction 0"):
+        open_object(file.build())
+
+
+# --- what is known of instructions ------------------------------------------------------------
+
+
+def described(core: bytes = b"") -> tuple[bytes, bytes]:
+    """.BTF of an int, and .BTF.ext with a CO-RE relocation of the section xdp."""
+    types = h.Builder()
+    types.integer("int", 4)
+    name, access = types.string("xdp"), types.string("0")
+    # One record, of the instruction at that offset: TYPE_ID_LOCAL of the int.
+    rest = struct.pack("<3I", 1, access, 6)
+    core_relo = core and struct.pack("<3I", 16, name, 1) + core + rest
+    header = struct.pack("<HBB7I", 0xEB9F, 1, 0, 32, 0, 0, 0, 0, 0, len(core_relo))
+    return types.build(), header + core_relo
+
+
+@pytest.mark.parametrize("types", [None, b"damaged"])
+def test_relocations_of_fields_need_types(types: bytes | None) -> None:
+    file = program(MOVE + EXIT)
+    file.section(".BTF.ext", described(bytes(4))[1])
+    if types is not None:
+        file.section(".BTF", types)
+    with pytest.raises(ObjectError, match="no BTF"):
+        open_object(file.build())
+
+
+def test_lines_without_types_are_left_out() -> None:
+    file = program(MOVE + EXIT)
+    file.section(".BTF.ext", described()[1])
+
+    assert "section .BTF.ext left out: there is no BTF" in open_object(file.build()).remarks
+
+
+def test_records_of_sections_of_one_name() -> None:
+    types, ext = described(bytes(4))
+    file = program(MOVE + EXIT)
+    second = file.section("xdp", MOVE + EXIT, elf.SHF_EXECINSTR)
+    file.symbol("q", second, 0, 16, elf.STT_FUNC)
+    file.section(".BTF", types)
+    file.section(".BTF.ext", ext)
+    with pytest.raises(ObjectError, match="one of 2 sections xdp"):
+        open_object(file.build())
+
+
+def test_records_of_no_function() -> None:
+    types, ext = described(struct.pack("<I", 16))
+    file = File()
+    file.section("xdp", MOVE + EXIT + EXIT, elf.SHF_EXECINSTR)
+    file.symbol("p", "xdp", 0, 16, elf.STT_FUNC)
+    file.symbol("label", "xdp", 16, 0, elf.STT_NOTYPE, elf.STB_LOCAL)
+    file.section(".BTF", types)
+    file.section(".BTF.ext", ext)
+    spec = open_object(file.build())
+
+    assert spec.programs["p"].core_relocations == ()
+    assert [remark for remark in spec.remarks if "of no function" in remark]
+
+
+def test_copies_are_charged_as_they_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is known of them; what is known of their instructions counts, too."""
+    types, ext = described(bytes(4))
+    file = program(MOVE + EXIT)
+    file.section(".BTF", types)
+    file.section(".BTF.ext", ext)
+    monkeypatch.setattr(linker, "_MOST_COPIES", 0)
+    monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 3)
+    open_object(file.build())
+    monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 2)
+    with pytest.raises(ObjectError, match="times the object.s code"):
+        open_object(file.build())
 
 
 # --- other things that stand in place ---------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from accel.bpf.kinds import AttachType, MapType, ProgramType
 from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec, ProgramSpec
 
+from . import handmade as h
 from .compilers import OBJECTS
 from .conftest import Compile
+from .files import File
 
 
 @pytest.fixture
@@ -323,6 +326,129 @@ def test_a_section_version_of_another_size(compiled: Compile) -> None:
 
     assert (spec.kernel_version, spec.license) == (0, "")
     assert [r for r in spec.remarks if "version" in r]
+
+
+# --- objects written by hand --------------------------------------------------------------------
+
+CODE = bytes([0xB7]) + bytes(7) + bytes([0x95]) + bytes(7)
+
+
+def with_programs(types: h.Builder) -> File:
+    """A program `p`, and the function `f`."""
+    file = File()
+    file.section("struct_ops/p", CODE, elf.SHF_EXECINSTR)
+    file.section(".text", CODE, elf.SHF_EXECINSTR)
+    file.section(".BTF", types.build())
+    file.symbol("p", "struct_ops/p", 0, 16, elf.STT_FUNC)
+    file.symbol("f", ".text", 0, 16, elf.STT_FUNC)
+    file.symbol("nowhere", 0, 0, 0, elf.STT_NOTYPE)
+    return file
+
+
+def program_array() -> File:
+    types = h.Builder()
+    number = types.integer("int", 4)
+    words = {n: types.add(h.PTR, "", types.array(number, n)) for n in (MapType.PROG_ARRAY, 4, 2)}
+    pointer = types.add(h.PTR, "", types.function(number, []))
+    members = [
+        ("type", words[MapType.PROG_ARRAY], 0),
+        ("key_size", words[4], 64),
+        ("max_entries", words[2], 128),
+        ("values", types.array(pointer, 2), 192),
+    ]
+    variable = types.add(h.VAR, "slots", types.struct("", 40, members), btf.GLOBAL)
+    types.add(h.DATASEC, ".maps", 40, variable, 0, 40, vlen=1)
+    file = with_programs(types)
+    file.section(".maps", bytes(40))
+    file.symbol("slots", ".maps", 0, 40)
+    return file
+
+
+def callbacks() -> File:
+    types = h.Builder()
+    pointer = types.add(h.PTR, "", types.function(types.integer("int", 4), []))
+    struct_id = types.struct("ops", 16, [("first", pointer, 0), ("second", pointer, 64)])
+    variable = types.add(h.VAR, "table", struct_id, btf.GLOBAL)
+    types.add(h.DATASEC, ".struct_ops", 16, variable, 0, 16, vlen=1)
+    file = with_programs(types)
+    file.section(".struct_ops", bytes(16))
+    file.symbol("table", ".struct_ops", 0, 16)
+    return file
+
+
+@pytest.mark.parametrize("target", ["f", "nowhere"])
+@pytest.mark.parametrize(
+    ("make", "section", "offset"), [(program_array, ".maps", 24), (callbacks, ".struct_ops", 8)]
+)
+def test_what_is_no_program_cannot_be_held(
+    make: Callable[[], File], section: str, offset: int, target: str
+) -> None:
+    file = make()
+    file.relocate(section, offset, "p")
+    (held,) = open_object(file.build()).maps.values()
+    names = held.struct_ops.functions if held.struct_ops else held.values
+    assert [name for _, name in names] == ["p"]
+
+    file = make()
+    file.relocate(section, offset, target)
+    with pytest.raises(ObjectError, match=f"{target} is no program|{target}, no program|no code"):
+        open_object(file.build())
+
+
+def test_addends_of_callbacks_count() -> None:
+    """RELA has them beside, not in, the table."""
+    file = callbacks()
+    file.section("struct_ops/two", CODE * 2, elf.SHF_EXECINSTR)
+    file.symbol("one", "struct_ops/two", 0, 16, elf.STT_FUNC)
+    file.symbol("two", "struct_ops/two", 16, 16, elf.STT_FUNC)
+    file.symbol("", "struct_ops/two", 0, 0, elf.STT_SECTION, elf.STB_LOCAL)
+    file.relocate(".struct_ops", 0, "", 0)
+    file.relocate(".struct_ops", 8, "", 16)
+    ops = open_object(file.build()).maps["table"].struct_ops
+
+    assert ops is not None
+    assert ops.functions == ((0, "one"), (1, "two"))
+
+
+def test_two_variables_of_one_name() -> None:
+    file = File()
+    for section in (".data", ".data.other"):
+        file.section(section, bytes(8))
+        file.symbol("same", section, 0, 4)
+
+    with pytest.raises(ObjectError, match="two variables are named same"):
+        open_object(file.build())
+
+
+def test_functions_are_all_there_is() -> None:
+    file = File()
+    file.section(".text", CODE * 2, elf.SHF_EXECINSTR)
+    for number, name in enumerate(("one", "other")):
+        file.symbol(name, ".text", 16 * number, 16, elf.STT_FUNC)
+    spec = open_object(file.build())
+
+    assert (dict(spec.programs), dict(spec.maps)) == ({}, {})
+    assert spec.remarks == ("defines no program and no map",)
+
+
+def test_a_setting_without_size() -> None:
+    types = h.Builder()
+    text = types.array(types.integer("char", 1, encoding=2), 0)
+    setting = types.add(h.VAR, "CONFIG_EMPTY", text, btf.EXTERN)
+    types.add(h.DATASEC, ".kconfig", 0, setting, 0, 0, vlen=1)
+    file = with_programs(types)
+
+    with pytest.raises(ObjectError, match="variable CONFIG_EMPTY: has no size"):
+        open_object(file.build())
+
+
+def test_a_second_section_of_maps() -> None:
+    """BTF tells sections by their names."""
+    file = program_array()
+    file.section(".maps", bytes(40))
+
+    with pytest.raises(ObjectError, match=r"section \.maps: a second one of that name"):
+        open_object(file.build())
 
 
 # --- sources of bytes --------------------------------------------------------------------------

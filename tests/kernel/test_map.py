@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import tracemalloc
@@ -29,8 +30,9 @@ from accel.bpf.maps import batch as map_batch
 from accel.bpf.maps.arena import Arena
 from accel.bpf.maps.create import adapted
 from accel.bpf.maps.map import BatchError, Map, Redirect, differences, iter_maps, kernel_name
+from accel.bpf.maps.special_fields import special_field
 from accel.bpf.spec import MapSpec
-from tests.bpf.handmade import Builder
+from tests.bpf.handmade import PTR, TYPE_TAG, Builder
 from tests.kernel.conftest import LoadProgram
 
 pytestmark = pytest.mark.kernel
@@ -882,3 +884,77 @@ def test_maps_open_by_id_may_be_checked(make: Make) -> None:
 def test_adapting_twice_changes_nothing() -> None:
     for spec in (RINGBUF, DATA, PER_CPU, MapSpec("e", MapType.PERF_EVENT_ARRAY, 0, 8, 0)):
         assert adapted(adapted(spec)) == adapted(spec)
+
+
+# --- what is given up at creation --------------------------------------------------------------------
+
+
+def _value_types(*, locked: bool) -> tuple[b.Btf, int, int]:
+    """Types, and those of a key of 4 bytes and of a value of 8."""
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    inner = builder.struct("bpf_spin_lock" if locked else "plain", 4, [("val", number, 0)])
+    value = builder.struct("value", 8, [("inner", inner, 0), ("n", number, 32)])
+    return b.parse(builder.build()), number, value
+
+
+def test_types_the_kernel_refuses_are_given_up_and_told() -> None:
+    """Here for values of another size."""
+    types, number, value = _value_types(locked=False)
+    spec = replace(HASH, value_size=16, key_type_id=number, value_type_id=value)
+    with _loaded(types) as btf_fd:
+        with Map.create(spec, btf=types, btf_fd=btf_fd) as words:
+            assert words.info().btf_id == 0
+            (remark,) = words.remarks
+            assert remark.startswith("map words is without its types: create map words")
+        holder = MapSpec("holder", MapType.ARRAY_OF_MAPS, 4, 4, 1, inner=spec)
+        with Map.create(holder, btf=types, btf_fd=btf_fd) as holds:
+            assert holds.remarks == (remark,)
+
+
+def test_types_that_matter_are_not_given_up() -> None:
+    """An LRU hash has no locks: it is not made with values whose locks are mere bytes."""
+    types, number, value = _value_types(locked=True)
+    spec = MapSpec("recent", MapType.LRU_HASH, 4, 8, 4, key_type_id=number, value_type_id=value)
+    with _loaded(types) as btf_fd, pytest.raises(BpfError, match="create map recent"):
+        Map.create(spec, btf=types, btf_fd=btf_fd)
+
+
+def test_fields_the_kernel_gives_a_meaning_to_are_found() -> None:
+    """In arrays, in structs and behind tags; a pointer without one is a number."""
+    builder = Builder()
+    number = builder.integer("unsigned int", 4)
+    timer = builder.struct("bpf_timer", 16, [("opaque", number, 0)])
+    several = builder.struct("several", 32, [("timers", builder.array(timer, 2), 0)])
+    tag = builder.add(TYPE_TAG, "kptr", number)
+    pointer, plain = builder.add(PTR, "", tag), builder.add(PTR, "", number)
+    types = b.parse(builder.build())
+
+    assert special_field(types, several) == "bpf_timer"
+    assert special_field(types, pointer) == "kptr"
+    assert special_field(types, plain) is None
+    assert special_field(types, number) is None
+
+
+# --- what a map cannot be ---------------------------------------------------------------------------
+
+
+def test_streams_take_no_batches(make: Make) -> None:
+    with pytest.raises(BpfError, match="update map events: a RINGBUF is a stream of records"):
+        make(RINGBUF).update_batch([])
+
+
+def test_constants_must_be_frozen(make: Make) -> None:
+    """What the verifier knew would otherwise be anyone's to change."""
+    thawed = make(replace(DATA, contents=None, frozen=False))
+    assert differences(thawed.info(), DATA) == ("it is not frozen, expected a frozen one",)
+    assert differences(make(DATA).info(), DATA) == ()
+
+
+def test_a_view_of_an_arena_keeps_its_address() -> None:
+    if probe.map_type(MapType.ARENA) is probe.Answer.NO:
+        raise NotSupported("arenas", (6, 9))
+    with Map.create(MapSpec("arena", MapType.ARENA, 0, 0, 1)).typed() as arena:
+        gc.collect()
+        with Arena(arena) as memory:
+            assert memory.address == arena.spec.map_extra

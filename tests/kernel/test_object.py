@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import resource
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ from accel.bpf.door.fd import Fd
 from accel.bpf.errors import BpfError, ObjectError, ShapeError, VerifierRejected
 from accel.bpf.format import btf as b
 from accel.bpf.format.btf import BtfFeature
+from accel.bpf.kinds import MapType
 from accel.bpf.links.cgroup import attach_cgroup
 from accel.bpf.links.iterators import attach_iter, read_iter
 from accel.bpf.links.sockets import attach_sk_msg
@@ -26,10 +30,12 @@ from accel.bpf.loading.kernel import Kernel
 from accel.bpf.loading.object import Object, load
 from accel.bpf.loading.operands import put_maps
 from accel.bpf.maps.map import Map
+from accel.bpf.maps.perfbuf import PerfBuffer
 from accel.bpf.maps.ringbuf import RingBuffer
 from accel.bpf.maps.variable import with_variables
 from accel.bpf.opening.opener import open_object
-from accel.bpf.spec import MapReference, ObjectSpec
+from accel.bpf.spec import MapReference, MapSpec, ObjectSpec
+from accel.errors import AccelError
 
 pytestmark = pytest.mark.kernel
 
@@ -193,6 +199,18 @@ def test_types_the_kernel_refuses_are_done_without(spec: ObjectSpec) -> None:
         assert obj.programs["track"].info().btf_id == 0
 
 
+def test_remarks_come_with_an_error_too(spec: ObjectSpec) -> None:
+    """They may well be why."""
+    assert spec.btf is not None
+    raw = bytearray(spec.btf.raw)
+    size = raw.index(_header_of(spec.btf, "key")) + 8
+    raw[size : size + 4] = (4).to_bytes(4, spec.byteorder)
+
+    with pytest.raises(VerifierRejected) as caught:
+        load(replace(spec, btf=b.parse(bytes(raw))), programs=["careless"])
+    assert any("load the BTF of loading: " in note for note in caught.value.__notes__)
+
+
 def _header_of(btf: b.Btf, name: str) -> bytes:
     """struct btf_type of a struct of two members and 8 bytes."""
     offset = btf.raw.index(b"\0" + name.encode() + b"\0") + 1
@@ -279,3 +297,59 @@ def test_a_map_that_is_not_created_is_named(spec: ObjectSpec) -> None:
     with pytest.raises(VerifierRejected) as caught:
         load(without, programs=["track"])
     assert caught.value.line == "map inserted is referred to, but was not created"
+
+
+# --- too few descriptors -----------------------------------------------------------------------------
+
+
+def _load(spec: ObjectSpec) -> None:
+    load(spec).close()
+
+
+def _refuse(spec: ObjectSpec) -> None:
+    with pytest.raises(VerifierRejected):
+        load(spec, programs=["careless"])
+
+
+def _read_ring(spec: ObjectSpec) -> None:
+    with Map.create(spec.maps["events"]) as events, RingBuffer(events):
+        pass
+
+
+def _read_perf(_: ObjectSpec) -> None:
+    events = MapSpec("events", MapType.PERF_EVENT_ARRAY, 4, 4, 0)
+    with Map.create(events) as made, PerfBuffer(made):
+        pass
+
+
+@contextmanager
+def descriptors(free: int) -> Iterator[None]:
+    """So many can be opened."""
+    available = (number for number in count() if not Path(f"/proc/self/fd/{number}").exists())
+    limit = next(islice(available, free, None))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("work", [_load, _refuse, _read_ring, _read_perf])
+def test_too_few_descriptors_are_an_error_of_ours(
+    spec: ObjectSpec, work: Callable[[ObjectSpec], None]
+) -> None:
+    """However few: it is told in our words, and nothing stays open."""
+    work(spec)
+    for free in range(100):
+        before = os.listdir("/proc/self/fd")
+        try:
+            with descriptors(free):
+                work(spec)
+            break
+        except AccelError:
+            gc.collect()
+            assert os.listdir("/proc/self/fd") == before
+    else:
+        raise AssertionError("it never works")
+    assert free > 0

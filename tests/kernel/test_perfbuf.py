@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -296,3 +297,112 @@ def test_memory_it_may_not_have(events: Map[bytes, bytes], monkeypatch: pytest.M
     with pytest.raises(BpfError) as caught:
         PerfBuffer(events)
     assert "CAP_IPC_LOCK" in str(caught.value.remedy)
+
+
+# --- nothing is lost, and nothing stays ------------------------------------------------------------
+
+
+class RefusesTwenty:
+    """A decoder of the first 8 bytes."""
+
+    size = 8
+
+    def unpack(self, buffer: bytes) -> int:
+        number = int.from_bytes(buffer, sys.byteorder)
+        if number == 20:
+            raise ArithmeticError("twenty")
+        return number
+
+
+def test_leaving_an_iteration_loses_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    async def leave(buffer: PerfBuffer[bytes]) -> bytes:
+        async for record in buffer:
+            return record
+        raise AssertionError("it never ends by itself")
+
+    with PerfBuffer(events) as buffer, on_cpu(0):
+        for number in range(5):
+            write.test_run(bytes(20 + number))
+        assert numbers([anyio.run(leave, buffer)]) == [20]
+        assert numbers(buffer.drain(1)) == [21]
+        assert numbers([anyio.run(leave, buffer)]) == [22]
+        write.test_run(bytes(25))
+        assert numbers(buffer.drain()) == [23, 24, 25]
+
+
+def test_cancelling_an_iteration_loses_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    async def cancelled(buffer: PerfBuffer[bytes]) -> list[bytes]:
+        records = []
+        with anyio.CancelScope() as scope:
+            async for record in buffer:
+                records.append(record)
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+        return records
+
+    with PerfBuffer(events) as buffer, on_cpu(0):
+        for number in range(5):
+            write.test_run(bytes(20 + number))
+        assert numbers(anyio.run(cancelled, buffer)) == [20]
+        assert numbers(buffer.drain()) == [21, 22, 23, 24]
+
+
+def test_a_decoder_that_raises_stops_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    with PerfBuffer(events, RefusesTwenty()) as buffer, on_cpu(0):
+        for number in (18, 19, 20, 21):
+            write.test_run(bytes(number))
+        assert buffer.drain() == [18, 19]
+        with pytest.raises(ArithmeticError, match="twenty"):
+            buffer.drain()
+        assert buffer.drain() == [21]
+
+
+def test_closing_ends_an_iteration_that_waits(events: Map[bytes, bytes]) -> None:
+    async def read(buffer: PerfBuffer[bytes]) -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            async for _ in buffer:
+                pass
+
+    async def both() -> None:
+        buffer = PerfBuffer(events, patience_seconds=3600)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, buffer)
+                await anyio.wait_all_tasks_blocked()
+                buffer.close()
+
+    anyio.run(both)
+
+
+def test_after_its_close_it_says_so(events: Map[bytes, bytes]) -> None:
+    with PerfBuffer(events) as buffer:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        buffer.drain()
+    with pytest.raises(ValueError, match="closed"):
+        buffer.open_cpus()
+
+
+def test_slots_that_cannot_be_written(events: Map[bytes, bytes]) -> None:
+    """The kernel's refusal is told, and nothing stays open."""
+    events.freeze()
+    with pytest.raises(BpfError, match=r"read map events as a perf buffer on CPU \d+: .*EPERM"):
+        PerfBuffer(events)
+
+
+def test_closing_goes_on_after_an_error(
+    events: Map[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ring's error is told once all are closed."""
+    real = syscall.map_delete_elem
+
+    def fail_once(map: Fd, key: bytes, action: str) -> bool:
+        monkeypatch.setattr(syscall, "map_delete_elem", real)
+        raise ValueError("the first")
+
+    buffer = PerfBuffer(events)
+    monkeypatch.setattr(syscall, "map_delete_elem", fail_once)
+    with pytest.raises(ValueError, match="the first"):
+        buffer.close()
+    assert buffer.cpus == ()
+    assert buffer.closed

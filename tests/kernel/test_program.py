@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 import sys
 import time
@@ -301,3 +302,32 @@ def test_older_helpers_read_memory_where_newer_ones_lack() -> None:
         call._replace(imm=number) for call, number in zip(calls, (4, 4, 45, 45, 1), strict=True)
     ]
     assert older == assemble(*expected, in_object)
+
+
+def test_a_want_of_descriptors_is_told_at_once(
+    load_program: LoadProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log would not say more, and costs a megabyte."""
+    tries: list[str] = []
+
+    def refuse(_: uapi.ProgLoad, action: str) -> Fd:
+        tries.append(action)
+        raise BpfError(action, errno.EMFILE)
+
+    monkeypatch.setattr(syscall, "prog_load", refuse)
+    with pytest.raises(BpfError, match="EMFILE"):
+        load_program(ProgramType.SOCKET_FILTER, *PASS)
+    assert len(tries) == 1
+
+
+def test_a_pin_whose_kind_cannot_be_told_is_closed(
+    load_program: LoadProgram, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> str:
+        raise OSError(errno.ENOMEM, "no")
+
+    load_program(ProgramType.SOCKET_FILTER, *PASS).pin(bpffs / "pass")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "readlink", refuse)
+        with pytest.raises(BpfError, match=r"open pinned program .*ENOMEM"):
+            Program.from_pin(bpffs / "pass")

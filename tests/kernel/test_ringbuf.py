@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
+from accel.bpf.door import uapi
 from accel.bpf.door.probe import Answer, map_type, mov
 from accel.bpf.errors import BpfError, NotSupported, ObjectError, ShapeError
 from accel.bpf.format import btf as b
@@ -291,3 +297,143 @@ def test_records_for_programs_stay_until_drained() -> None:
         pytest.raises(BpfError, match="EINVAL"),
     ):
         UserRingBuffer(events)
+
+
+# --- nothing is lost, and nothing lasts for ever ---------------------------------------------------
+
+
+class Reader:
+    """A decoder that does something for every record first."""
+
+    size = 8
+
+    def __init__(self, first: Callable[[int], Any]) -> None:
+        self._first = first
+        self.seen: list[Any] = []
+
+    def unpack(self, buffer: Any) -> int:
+        self.seen.append(buffer)
+        number = int.from_bytes(buffer, sys.byteorder)
+        self._first(number)
+        return number
+
+
+def _refuse_two(number: int) -> None:
+    if number == 2:
+        raise ArithmeticError("two")
+
+
+def test_leaving_an_iteration_loses_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    async def leave(ring: RingBuffer[bytes]) -> bytes:
+        async for record in ring:
+            return record
+        raise AssertionError("it never ends by itself")
+
+    for number in range(5):
+        write.test_run(bytes(14 + number))
+    with RingBuffer(events) as ring:
+        assert numbers([anyio.run(leave, ring)]) == [0]
+        assert numbers(ring.drain(1)) == [1]
+        assert numbers([anyio.run(leave, ring)]) == [2]
+        write.test_run(bytes(14 + 5))
+        assert numbers(ring.drain()) == [3, 4, 5]
+
+
+def test_cancelling_an_iteration_loses_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    async def cancelled(ring: RingBuffer[bytes]) -> list[bytes]:
+        records = []
+        with anyio.CancelScope() as scope:
+            async for record in ring:
+                records.append(record)
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+        return records
+
+    for number in range(5):
+        write.test_run(bytes(14 + number))
+    with RingBuffer(events) as ring:
+        assert numbers(anyio.run(cancelled, ring)) == [0]
+        assert numbers(ring.drain()) == [1, 2, 3, 4]
+
+
+def test_a_decoder_that_raises_stops_nothing(write: Program, events: Map[bytes, bytes]) -> None:
+    """What came before is delivered, the record is passed, what comes after is there."""
+    for number in range(5):
+        write.test_run(bytes(14 + number))
+    with RingBuffer(events, Reader(_refuse_two)) as ring:
+        assert ring.drain() == [0, 1]
+        with pytest.raises(ArithmeticError, match="two"):
+            ring.drain()
+        assert ring.drain() == [3, 4]
+
+
+def test_draining_ends_though_programs_go_on_writing(
+    write: Program, events: Map[bytes, bytes]
+) -> None:
+    """As many come as were there when it began."""
+    reader = Reader(lambda _: write.test_run(bytes(20)))
+    write.test_run(bytes(15))
+    write.test_run(bytes(16))
+    with RingBuffer(events, reader) as ring:
+        assert ring.drain() == [1, 2]
+        assert ring.drain() == [6, 6]
+
+
+def test_decoders_are_given_bytes_of_their_own(write: Program, events: Map[bytes, bytes]) -> None:
+    """Which stay what they are, and hold back no close."""
+    reader = Reader(lambda _: None)
+    write.test_run(bytes(20))
+    with RingBuffer(events, reader) as ring:
+        ring.drain()
+    assert reader.seen == [(6).to_bytes(8, sys.byteorder)]
+
+
+def test_closing_ends_an_iteration(write: Program, events: Map[bytes, bytes]) -> None:
+    """One that waits, and one that is busy; the descriptor's number is free for others."""
+    ended: list[str] = []
+
+    async def close_at_the_first(ring: RingBuffer[bytes]) -> None:
+        async for _ in ring:
+            ring.close()
+
+    async def read(ring: RingBuffer[bytes], name: str) -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await close_at_the_first(ring)
+        ended.append(name)
+
+    async def both() -> None:
+        ring = RingBuffer(events)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, ring, "waiting")
+                await anyio.wait_all_tasks_blocked()
+                number = ring.fileno()
+                ring.close()
+            reader, writer = os.pipe()
+            try:
+                assert number in (reader, writer)
+                os.write(writer, b"x")
+                await anyio.wait_readable(reader)
+            finally:
+                os.close(reader)
+                os.close(writer)
+            write.test_run()
+            await read(RingBuffer(events), "busy")
+
+    anyio.run(both)
+    assert ended == ["waiting", "busy"]
+
+
+def test_a_closed_ring_is_not_drained(events: Map[bytes, bytes]) -> None:
+    with RingBuffer(events) as ring:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        ring.drain()
+
+
+def test_rings_that_are_overwritten_are_refused(events: Map[bytes, bytes]) -> None:
+    """Linux 6.19 has them; the spec is enough to know."""
+    events.spec = replace(events.spec, flags=uapi.BPF_F_RB_OVERWRITE)
+    with pytest.raises(BpfError, match="its programs overwrite what is unread") as caught:
+        RingBuffer(events)
+    assert caught.value.remedy == "define it without BPF_F_RB_OVERWRITE"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from accel.bpf.errors import BpfError, ObjectError, ShapeError
 from accel.bpf.format.insn import EXIT, Instruction
 from accel.bpf.kinds import ProgramType
 from accel.bpf.loading.object import load
+from accel.bpf.loading.program import Program
 from accel.bpf.maps.map import Map
+from accel.bpf.maps.pins import path_of
 from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
 from tests.bpf.conftest import Compile, compiled
@@ -81,6 +85,26 @@ def test_a_map_unlike_the_template_is_named(spec: ObjectSpec) -> None:
         load(replace(spec, maps={**spec.maps, "two": odd}))
 
 
+def test_arrays_of_others_get_back_what_they_held(spec: ObjectSpec) -> None:
+    """They are written last; the second cannot be, so the first is put right again."""
+    programs = spec.maps["programs"]
+    tiny = replace(programs, name="tiny", max_entries=1, values=((3, "first"),))
+    failing = replace(spec, maps={**spec.maps, "tiny": tiny})
+    with (
+        Map.create(replace(programs, values=())) as given,
+        Map.create(replace(tiny, values=())) as too_small,
+        load(spec, programs=["first"]) as other,
+    ):
+        given.update(key(1), key(other.programs["first"].fileno()))
+        with pytest.raises(BpfError, match="put program first in slot 3 of map tiny"):
+            load(failing, maps={"programs": given, "tiny": too_small})
+        assert number(given.lookup(key(1))) == other.programs["first"].id
+        assert given.lookup(key(3)) is None
+
+        with load(spec, maps={"programs": given}) as obj:
+            assert number(given.lookup(key(1))) == obj.programs["second"].id
+
+
 # --- pins --------------------------------------------------------------------------------------
 
 
@@ -125,6 +149,58 @@ def test_a_failed_load_takes_its_pins_away(sharing: ObjectSpec, bpffs: Path) -> 
     with pytest.raises(BpfError):
         load(spec, pin_directory=bpffs)
     assert names_in(bpffs) == {"shared"}  # another's
+
+
+def _fail_after(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Programs are refused, once `act` is done."""
+
+    def refuse(*_: object, **__: object) -> None:
+        act()
+        raise BpfError("load program first", errno.EACCES)
+
+    monkeypatch.setattr(Program, "load", refuse)
+
+
+def test_undoing_pins_hides_no_error(
+    sharing: ObjectSpec, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when a pin has gone already, nor when something else is beside it."""
+    directory = bpffs / "new"
+    _fail_after(monkeypatch, (directory / "shared").unlink)
+    with pytest.raises(BpfError, match="load program first"):
+        load(sharing, pin_directory=directory)
+    assert not directory.exists()
+
+    with Map.create(sharing.maps["own"]) as another:
+        _fail_after(monkeypatch, lambda: another.pin(directory / "another"))
+        with pytest.raises(BpfError, match="load program first") as caught:
+            load(sharing, pin_directory=directory)
+    assert [path.name for path in directory.iterdir()] == ["another"]
+    assert any("left behind" in note for note in caught.value.__notes__)
+
+
+def test_another_ones_pin_is_left_alone(
+    sharing: ObjectSpec, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed ours and put theirs there."""
+    with Map.create(sharing.maps["shared"]) as theirs:
+
+        def replace_it() -> None:
+            (bpffs / "shared").unlink()
+            theirs.pin(bpffs / "shared")
+
+        _fail_after(monkeypatch, replace_it)
+        with pytest.raises(BpfError, match="load program first"):
+            load(sharing, pin_directory=bpffs)
+        with Map.from_pin(bpffs / "shared") as found:
+            assert found.info().id == theirs.info().id
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "a/../../b", "..", ""])
+def test_names_that_lead_elsewhere_are_not_pinned(bpffs: Path, name: str) -> None:
+    with pytest.raises(ObjectError, match="nothing can be pinned under the name"):
+        path_of(bpffs, name)
+    assert path_of(bpffs, ".rodata.a") == bpffs / "_rodata_a"
 
 
 def test_a_pin_that_came_meanwhile_is_used(

@@ -13,6 +13,7 @@ from accel.bpf.format import btf as b
 from accel.bpf.format import elf
 from accel.bpf.kinds import MapType
 from accel.bpf.opening.externs import BPF_F_RDONLY_PROG
+from accel.bpf.opening.remarks import Remarks
 from accel.bpf.spec import MapSpec, VariableSpec
 
 _PREFIXES = (".bss", ".data", ".rodata")
@@ -30,7 +31,7 @@ class DataSections:
     def __init__(self, object_file: elf.Elf, btf: b.Btf | None) -> None:
         self._elf = object_file
         self._btf = btf
-        self.remarks: list[str] = []
+        self.remarks = Remarks()
         self.maps: dict[int, MapSpec] = {}
         # Of the maps with variables, by section index: name, and bytes for them.
         self._homes: dict[int, tuple[str, int]] = {}

@@ -19,6 +19,7 @@ from accel.bpf.opening import functions, jump_tables
 from accel.bpf.opening.addends import Addends
 from accel.bpf.opening.functions import Function
 from accel.bpf.opening.jump_tables import Table
+from accel.bpf.opening.remarks import Remarks
 from accel.bpf.spec import (
     CoreKind,
     CoreRelocation,
@@ -30,7 +31,7 @@ from accel.bpf.spec import (
 )
 
 # What all programs of an object may have together; see _allowance().
-_FREE_INSTRUCTIONS = 1 << 20
+_FREE_INSTRUCTIONS = 1 << 18
 _MOST_COPIES = 16
 
 # include/uapi/linux/bpf.h: by place in the descriptors given to BPF_PROG_LOAD.
@@ -126,7 +127,7 @@ class Linker:
         self._data_at = data_at
         self._extern = extern
         self._functions = functions.find(object_file)
-        self.remarks: list[str] = []
+        self.remarks = Remarks()
         self._ext = self._placeable(ext)
         self._relocations: dict[int, _Relocations] = {}
         self._references: dict[int, list[tuple[int, Target]]] = {}
@@ -221,8 +222,8 @@ class Linker:
             self._left -= found.stop - found.start
         if self._left < 0:
             raise ObjectError(
-                "with its functions, and the programs before with theirs, larger than any object "
-                "should be",
+                "with its functions, and the programs before with theirs, more than "
+                f"{_FREE_INSTRUCTIONS:,} instructions and {_MOST_COPIES} times the object's code",
                 place=f"section {entry.section.name}, program {entry.name}",
                 remedy="have fewer programs in one object, or smaller functions that they share",
             )
