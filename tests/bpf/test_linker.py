@@ -89,7 +89,7 @@ def test_programs_do_not_grow_without_bound(
     monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 0)
     monkeypatch.setattr(linker, "_MOST_COPIES", 0)
 
-    with pytest.raises(ObjectError, match="times the object.s code") as error:
+    with pytest.raises(ObjectError, match="times the object's code") as error:
         open_object(compiled("statics"))
     assert error.value.place == "section socket, program entry"
 
@@ -362,7 +362,7 @@ def test_copies_are_charged_as_they_are_reached(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 3)
     open_object(file.build())
     monkeypatch.setattr(linker, "_FREE_INSTRUCTIONS", 2)
-    with pytest.raises(ObjectError, match="times the object.s code"):
+    with pytest.raises(ObjectError, match="times the object's code"):
         open_object(file.build())
 
 
