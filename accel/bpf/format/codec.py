@@ -40,8 +40,8 @@ from accel.bpf.format.byteorder import MARKS, ByteOrder
 T = TypeVar("T")
 
 _PADDING = "_pad"
-# btf_get_field_type(), kernel/bpf/btf.c.
-_MANAGED = frozenset(
+# Structs inside values that the kernel looks after: btf_get_field_type(), kernel/bpf/btf.c.
+MANAGED = frozenset(
     {
         "bpf_spin_lock",
         "bpf_res_spin_lock",
@@ -608,7 +608,7 @@ class _Compiler:
             self._count(_MEMBER_PARTS, path)
             at = base + member.bit_offset
             _, inner = b.resolve(self._types, member.type_id)
-            if isinstance(inner, b.Struct) and inner.name in _MANAGED:
+            if isinstance(inner, b.Struct) and inner.name in MANAGED:
                 continue
             if not member.name and isinstance(inner, b.Struct):
                 yield from self._members(inner, at, depth + 1, path)

@@ -20,6 +20,7 @@ from accel.bpf.errors import BpfError, ObjectError
 from accel.bpf.kinds import AttachType
 from accel.bpf.links.link import EmulatedLink, Link, by_link
 from accel.bpf.links.link_info import LinkInfo, PerfEventDetails
+from accel.bpf.loading.kernel import SYSCALL_PREFIXES
 from accel.bpf.loading.program import Program
 
 if TYPE_CHECKING:
@@ -41,14 +42,6 @@ _MANY_AT_ONCE: dict[int | None, str] = {
     AttachType.TRACE_KPROBE_SESSION: "attach_kprobe_multi",
     AttachType.TRACE_UPROBE_MULTI: "attach_uprobe_multi",
     AttachType.TRACE_UPROBE_SESSION: "attach_uprobe_multi",
-}
-
-# How an architecture names the functions of system calls: SYSCALL_DEFINE.
-_SYSCALL_PREFIXES = {
-    "x86_64": "__x64_",
-    "aarch64": "__arm64_",
-    "s390x": "__s390x_",
-    "riscv64": "__riscv_",
 }
 
 
@@ -234,7 +227,7 @@ def attach_kprobe(
 
 def syscall_function(name: str) -> str:
     """The kernel function of a system call on this machine: "__x64_sys_openat"."""
-    return f"{_SYSCALL_PREFIXES.get(os.uname().machine, '')}sys_{name}"
+    return f"{SYSCALL_PREFIXES.get(os.uname().machine, '')}sys_{name}"
 
 
 def attach_uprobe(

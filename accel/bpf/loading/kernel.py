@@ -36,11 +36,11 @@ _NO_MODULES = (EPERM, EINVAL, E2BIG)
 _GET_ATTACH_COOKIE = 174
 
 # Of wrapped system calls' functions: arch/*/include/asm/syscall_wrapper.h.
-_SYSCALL_PREFIXES = {
-    "x86_64": "x64",
-    "aarch64": "arm64",
-    "riscv64": "riscv",
-    "s390x": "s390x",
+SYSCALL_PREFIXES = {
+    "x86_64": "__x64_",
+    "aarch64": "__arm64_",
+    "riscv64": "__riscv_",
+    "s390x": "__s390x_",
 }
 
 
@@ -211,8 +211,8 @@ class Kernel(Closing):
 
     def _has_syscall_wrappers(self) -> bool:
         """Whether functions of system calls take a struct pt_regs, ARCH_HAS_SYSCALL_WRAPPER."""
-        prefix = _SYSCALL_PREFIXES.get(os.uname().machine)
-        return prefix is not None and bool(self.addresses([f"__{prefix}_sys_bpf"]))
+        prefix = SYSCALL_PREFIXES.get(os.uname().machine)
+        return prefix is not None and bool(self.addresses([f"{prefix}sys_bpf"]))
 
     @cached_property
     def config_text(self) -> str | None:

@@ -8,21 +8,8 @@ are bytes like others.
 from __future__ import annotations
 
 from accel.bpf.format import btf as b
+from accel.bpf.format.codec import MANAGED
 
-_STRUCTS = frozenset(
-    {
-        "bpf_spin_lock",
-        "bpf_res_spin_lock",
-        "bpf_timer",
-        "bpf_wq",
-        "bpf_task_work",
-        "bpf_list_head",
-        "bpf_list_node",
-        "bpf_rb_root",
-        "bpf_rb_node",
-        "bpf_refcount",
-    }
-)
 _POINTER_TAGS = frozenset({"kptr", "kptr_untrusted", "percpu_kptr", "uptr"})
 
 
@@ -37,7 +24,7 @@ def special_field(types: b.Types, type_id: int) -> str | None:
         seen.add(number)
         found = types.type(number)
         match found:
-            case b.Struct() if found.name in _STRUCTS:
+            case b.Struct() if found.name in MANAGED:
                 return found.name
             case b.Struct() | b.Union():
                 ahead.extend(member.type_id for member in found.members)
