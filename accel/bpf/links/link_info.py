@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from accel.bpf.door import syscall, uapi
+from accel.bpf.door.ids import iter_by_id
 from accel.bpf.door.uapi import LinkType, PerfEventType
-from accel.bpf.errors import BpfError
 
 _NAME_BYTES = 4096  # PATH_MAX: the longest name there is, an executable's
 
@@ -234,19 +234,14 @@ def iter_links() -> Iterator[LinkInfo]:
     Raises:
         BpfError: Listing needs CAP_SYS_ADMIN.
     """
-    number = 0
-    action = "list BPF links"
-    while (following := syscall.get_next_id(uapi.LinkGetNextId, number, action)) is not None:
-        number = following
-        try:
-            with syscall.get_fd_by_id(uapi.LinkGetFdById, number, action) as fd:
-                info = link_info(fd, str(number))
-        except BpfError as error:
-            # EAGAIN: the link is being made, and has no id yet (bpf_link_by_id()).
-            if error.errno not in (errno.ENOENT, errno.EAGAIN):
-                raise
-            continue
-        yield info
+    return iter_by_id(
+        uapi.LinkGetNextId,
+        uapi.LinkGetFdById,
+        "list BPF links",
+        lambda fd, number: link_info(fd, str(number)),
+        # EAGAIN: the link is being made, and has no id yet (bpf_link_by_id()).
+        passed_over=(errno.ENOENT, errno.EAGAIN),
+    )
 
 
 # Where each kind wants the address and size of a buffer for a name.  Those of a perf event

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from accel.bpf.closing import Closing
 from accel.bpf.door import pin, syscall, uapi
 from accel.bpf.door.fd import Fd
-from accel.bpf.errors import BpfError
+from accel.bpf.door.ids import iter_by_id
 from accel.bpf.format.btf import Btf
 from accel.bpf.kinds import ProgramType
 from accel.bpf.loading import prog_load
@@ -331,15 +330,9 @@ def iter_programs() -> Iterator[ProgramInfo]:
     Raises:
         BpfError: Listing needs CAP_SYS_ADMIN.
     """
-    number = 0
-    action = "list BPF programs"
-    while (following := syscall.get_next_id(uapi.ProgGetNextId, number, action)) is not None:
-        number = following
-        try:
-            with syscall.get_fd_by_id(uapi.ProgGetFdById, number, action) as fd:
-                info = _info(fd, f"program {number}")
-        except BpfError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            continue
-        yield info
+    return iter_by_id(
+        uapi.ProgGetNextId,
+        uapi.ProgGetFdById,
+        "list BPF programs",
+        lambda fd, number: _info(fd, f"program {number}"),
+    )

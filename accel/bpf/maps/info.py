@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from accel.bpf.door import syscall, uapi
 from accel.bpf.door.fd import Fd
-from accel.bpf.errors import BpfError
+from accel.bpf.door.ids import iter_by_id
 from accel.bpf.format import btf as b
 
 
@@ -96,18 +95,12 @@ def iter_maps() -> Iterator[MapInfo]:
     Raises:
         BpfError: Listing needs CAP_SYS_ADMIN.
     """
-    number = 0
-    action = "list BPF maps"
-    while (following := syscall.get_next_id(uapi.MapGetNextId, number, action)) is not None:
-        number = following
-        try:
-            with map_by_id(number) as fd:
-                info = map_info(fd, f"with id {number}")
-        except BpfError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            continue
-        yield info
+    return iter_by_id(
+        uapi.MapGetNextId,
+        uapi.MapGetFdById,
+        "list BPF maps",
+        lambda fd, number: map_info(fd, f"with id {number}"),
+    )
 
 
 def loaded_types(btf_id: int) -> b.Btf:
