@@ -47,9 +47,9 @@ def started(network: Network, bpffs: Path, room: int = ROOM) -> Iterator[Bed]:
         pins = datapath.generation
         with (
             Map.from_pin(pins.map("sockets")) as sockets,
-            Map.from_pin(pins.map("blocking_listeners")) as listeners,
+            Map.from_pin(pins.map("kept_out")) as kept_out,
         ):
-            bed = over(network, datapath, {"sockets": sockets, "blocking_listeners": listeners})
+            bed = over(network, datapath, {"sockets": sockets, "kept_out": kept_out})
             try:
                 yield bed
             finally:
