@@ -40,19 +40,27 @@ inline_ __u8 policy(struct connection *c, struct direction *d, __u32 from)
 }
 
 /*
- * An app that blocks in recv() gets a spurious EAGAIN when a signal or a reset wakes
- * it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener is
- * remembered, so that only its first connection is exposed, until its first answer.
+ * The reason why the sender should not be enrolled, or none; it leaves if it can.
+ *
+ * zero_copy: set before it was enrolled, after the guard had looked.
+ *
+ * blocking: an app that blocks in recv() gets a spurious EAGAIN when a signal or a
+ * reset wakes it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener
+ * is remembered, so that only its first connection is exposed, until its first answer.
  */
-inline_ _Bool leaves_as_blocking(const struct direction *d, struct socket_state *state,
-				 struct tcp_sock *tp, const struct end *sender)
+inline_ __u8 leaves(const struct direction *d, struct socket_state *state, struct tcp_sock *tp,
+		    const struct end *sender)
 {
+	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY))) {
+		state->leave = 1;
+		return REASON_zero_copy;
+	}
 	if (!d->from_untrusted || is_nonblocking(tp))
-		return 0;
+		return REASON_none;
 	state->leave = 1;
 	if (state->key.end == PASSIVE)
 		keep_out(sender, PASSIVE, REASON_blocking);
-	return 1;
+	return REASON_blocking;
 }
 
 /*
@@ -120,13 +128,14 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 	const struct end *receiver = end_of(c, !state->key.end);
 	struct direction *d = direction_of(c, state->key.end);
 	unsigned char tcp_state = sock_of(tp)->__sk_common.skc_state;
-	__u8 reason;
+	__u8 against, reason;
 
 	if (c->verdict != VERDICT_ACCEPTED)
 		return c->verdict == VERDICT_PENDING ? REASON_pending : c->reason;
-	reason = policy(c, d, state->key.end);
-	if (leaves_as_blocking(d, state, tp, sender))
-		return REASON_blocking;
+	against = policy(c, d, state->key.end);
+	reason = leaves(d, state, tp, sender);
+	if (!reason)
+		reason = against;
 	if (reason)
 		return reason;
 

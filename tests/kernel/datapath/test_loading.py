@@ -30,6 +30,7 @@ from tests.kernel.datapath.bed import (
     eventually,
     exchange,
     over,
+    read,
     read_to_end,
     some_bytes,
     write,
@@ -212,6 +213,19 @@ def test_generation_without_a_guard_gets_one(network: Network, bpffs: Path, room
         with started(network, bpffs, room) as next_bed:
             next_bed.trust()
             assert _guarded(next_bed)
+
+
+def test_zero_copy_that_no_guard_saw_leaves(network: Network, bpffs: Path) -> None:
+    with started(network, bpffs) as bed:
+        bed.trust()
+        bed.datapath.generation.guard.unlink()
+        client, server = _new_pair(bed)
+        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        client.send(b"by TCP")
+        assert bed.tcp_reasons() == {"zero_copy": 1}
+        eventually(lambda: bed.enrolled() == 1)
+        assert read(server, 6) == b"by TCP"
+        exchange(client, server)
 
 
 def test_cgroup_that_was_removed(network: Network, bpffs: Path, cgroup: Path) -> None:
