@@ -24,6 +24,9 @@ SO_RCVLOWAT = socket.SO_RCVLOWAT
 SO_ZEROCOPY, MSG_ZEROCOPY, SO_EE_ORIGIN_ZEROCOPY = 60, 0x4000000, 5
 MSG_ERRQUEUE = 0x2000
 TCP_ULP = 31
+# linux/tls.h: version, cipher, iv, key, salt, rec_seq
+SOL_TLS, TLS_TX, TLS_RX = 282, 1, 2
+TLS_1_2_AES_GCM_128 = struct.pack("HH8s16s4s8s", 0x0303, 51, b"i" * 8, b"k" * 16, b"salt", bytes(8))
 
 
 def _ask_zero_copy(sock: socket.socket) -> None:
@@ -166,6 +169,23 @@ def _completed(sock: socket.socket, count: int) -> list[int]:
             assert origin == SO_EE_ORIGIN_ZEROCOPY
             done += range(first, last + 1)
     return done
+
+
+def test_ktls_works_on_the_next_connection(bed: Bed) -> None:
+    """The kernel encrypts what the app sends, and decrypts what the other end receives."""
+    bed.mesh(bed.a, enrol_apps=True)
+    first, _ = _accepted(bed, bed.a.app, bed.a.sidecar)
+    with pytest.raises(PermissionError):
+        _ask_ktls(first)
+    client, server = bed.pair(bed.a.app, bed.a.sidecar)
+    try:
+        for sock, way in ((client, TLS_TX), (server, TLS_RX)):
+            _ask_ktls(sock)
+            sock.setsockopt(SOL_TLS, way, TLS_1_2_AES_GCM_128)
+    except FileNotFoundError:
+        pytest.skip("this kernel has no kTLS")
+    client.send(b"secret")
+    assert read(server, 6) == b"secret"
 
 
 # --- SO_RCVLOWAT -----------------------------------------------------------------------------------
