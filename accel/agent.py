@@ -81,7 +81,7 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
-    constants = Constants(facts.charges_rmem)
+    constants = Constants(facts.charges_rmem, facts.one_queue)
     with (
         reserved(settings.bpffs),
         start(settings.bpffs, cgroup, constants, settings.max_connections) as datapath,

@@ -6,6 +6,8 @@
  *                   numbers, decides whether it may be accelerated, enrols its sockets
  *   accel_redirect  sk_msg hook on the sockhash: hands each message to the peer socket
  *                   or leaves it to TCP
+ *   accel_pass      sk_skb hook on the sockhash of trusted apps: changes nothing, but makes
+ *                   the kernel queue TCP's bytes with the redirected ones
  *   accel_guard     setsockopt hook of that cgroup: refuses what does not go with being enrolled
  *   accel_list      iterator: the connections, and what their sockets are doing now
  *
@@ -69,12 +71,34 @@ inline_ struct connection *record(struct bpf_sock_ops *ctx, const struct socket_
 	return c;
 }
 
+/* BPF_NOEXIST: a forged key never displaces the socket it was copied from. */
+inline_ long insert(struct bpf_sock_ops *ctx, struct socket_key *key, const struct end *end)
+{
+	if (end->state & END_ONE_QUEUE)
+		return bpf_sock_hash_update(ctx, &one_queue_sockets, key, BPF_NOEXIST);
+	return bpf_sock_hash_update(ctx, &sockets, key, BPF_NOEXIST);
+}
+
+/* Takes the socket out of whichever sockhash it is in. */
+inline_ void take_out(const struct socket_key *key)
+{
+	bpf_map_delete_elem(&sockets, key);
+	bpf_map_delete_elem(&one_queue_sockets, key);
+}
+
+/* SK_DROP means "no such socket" here: leave the message to TCP. */
+inline_ long redirect_to(struct sk_msg_md *msg, struct socket_key *peer, const struct end *end)
+{
+	if (end->state & END_ONE_QUEUE)
+		return bpf_msg_redirect_hash(msg, &one_queue_sockets, peer, BPF_F_INGRESS);
+	return bpf_msg_redirect_hash(msg, &sockets, peer, BPF_F_INGRESS);
+}
+
 /* Puts the socket into the sockhash.  Returns the reason why not, or none. */
 inline_ __u8 enrol(struct bpf_sock_ops *ctx, struct tcp_sock *tp, struct socket_key *key,
 		   struct end *end)
 {
-	/* BPF_NOEXIST: a forged key never displaces the socket it was copied from. */
-	switch (bpf_sock_hash_update(ctx, &sockets, key, BPF_NOEXIST)) {
+	switch (insert(ctx, key, end)) {
 	case 0:
 		break;
 	case -E2BIG:
@@ -86,7 +110,7 @@ inline_ __u8 enrol(struct bpf_sock_ops *ctx, struct tcp_sock *tp, struct socket_
 	default:
 		return REASON_enrol_failed;
 	}
-	end->state = END_ENROLLED;
+	end->state |= END_ENROLLED;
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 	if (end->role == ROLE_SIDECAR)
 		keep_alive(ctx, tp);
@@ -184,6 +208,8 @@ inline_ void established(struct bpf_sock_ops *ctx, __u32 which)
 	end->role = role_of(end, pod);
 	if (end->role == ROLE_EXCLUDED)
 		return;
+	if (one_queue && end->role == ROLE_APP && !distrust(end, pod))
+		end->state = END_ONE_QUEUE;
 	end->sock = (__u64)(unsigned long)tp;
 	end->cookie = bpf_get_socket_cookie(ctx);
 	read_addresses(ctx, end);
@@ -206,7 +232,7 @@ inline_ void connecting(struct bpf_sock_ops *ctx)
 
 	if (!state || !sk)
 		return;
-	bpf_map_delete_elem(&sockets, &state->key);
+	take_out(&state->key);
 	bpf_sk_storage_delete(&socket_states, sk);
 }
 
@@ -227,10 +253,11 @@ inline_ void listening(struct bpf_sock_ops *ctx)
 inline_ void acknowledged(struct bpf_sock_ops *ctx)
 {
 	struct socket_state *state = recall(ctx);
+	struct tcp_sock *tp = tcp_sock_of(ctx);
 	struct connection *c;
 	struct end *end;
 
-	if (!state)
+	if (!state || !tp)
 		return;
 	c = bpf_map_lookup_elem(&connections, &state->key.connection);
 	if (!c)
@@ -238,8 +265,10 @@ inline_ void acknowledged(struct bpf_sock_ops *ctx)
 	end = end_of(c, state->key.end);
 
 	if (must_leave(c, state)) {
+		if (!can_leave(tp, end))
+			return;		/* at a later sample */
 		/* Nothing was ever redirected to it, so nothing is lost. */
-		bpf_map_delete_elem(&sockets, &state->key);
+		take_out(&state->key);
 		end->state |= END_LEFT;
 		note_eviction(&state->key.connection, c);
 	} else if (may_leave_later(c, end)) {
@@ -325,14 +354,20 @@ int accel_redirect(struct sk_msg_md *msg)
 	if (!reason || is_rest_of_redirected(msg)) {
 		peer = state->key;
 		peer.end = !peer.end;
-		/* SK_DROP means "no such socket" here: leave the message to TCP. */
-		if (bpf_msg_redirect_hash(msg, &sockets, &peer, BPF_F_INGRESS) == SK_PASS) {
+		if (redirect_to(msg, &peer, end_of(c, peer.end)) == SK_PASS) {
 			count_redirected(c, state->key.end, msg->size);
 			return SK_PASS;
 		}
 		reason = REASON_peer_gone;
 	}
 	count_tcp(c, state->key.end, msg->size, reason);
+	return SK_PASS;
+}
+
+/* By its mere presence TCP's bytes go into the queue that redirected ones are in. */
+SEC("sk_skb/stream_verdict")
+int accel_pass(struct __sk_buff *skb __attribute__((unused)))
+{
 	return SK_PASS;
 }
 

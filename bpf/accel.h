@@ -136,6 +136,7 @@ struct socket_key {
 enum {
 	END_ENROLLED = 1,	/* it is, or was, in the sockhash */
 	END_LEFT = 2,		/* it was taken out again */
+	END_ONE_QUEUE = 4,	/* it reads redirected bytes and TCP's from one queue */
 };
 
 struct end {

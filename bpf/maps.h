@@ -16,6 +16,7 @@ volatile __u32 events_wanted = 0;	/* somebody reads the ring buffer */
 
 /* Facts of this kernel, found by the agent's self-test; fixed at load. */
 const volatile __u32 charges_rmem = 0;	/* redirected bytes count in sk_rmem_alloc */
+const volatile __u32 one_queue = 0;	/* accel_pass is on one_queue_sockets */
 
 /*
  * Messages that may wait in a receiver's queue.  Each takes a kmalloc-1k object
@@ -69,6 +70,22 @@ struct {
 	__type(key, struct socket_key);
 	__type(value, __u64);
 } sockets SEC(".maps");
+
+/*
+ * The same for the sockets of trusted apps, where `one_queue`.  Without a verdict
+ * program a reader finds redirected bytes and TCP's in two queues: a read ends where
+ * the first does (so an edge-triggered reader that stops at a short read, as epoll(7)
+ * allows and nginx, Netty and tokio do, sleeps on the rest), and since 929e30f93125
+ * FIONREAD counts the first alone.  With one, TCP's bytes join the first as they
+ * arrive.  Such a socket must not leave with bytes unread: they would be lost, and
+ * copied_seq would be wrong for ever (tcp_recvmsg_locked() warns, Linux 6.18).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 131072);
+	__type(key, struct socket_key);
+	__type(value, __u64);
+} one_queue_sockets SEC(".maps");
 
 /* Which connection a socket is an end of; lives as long as the socket. */
 struct socket_state {

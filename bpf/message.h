@@ -8,6 +8,17 @@
 #include "account.h"
 #include "verdict.h"
 
+/*
+ * The reason not to redirect into this end, or none.  An app that came to be trusted
+ * after it was established did not enter the one queue.
+ */
+inline_ __u8 against_reading(const struct end *end, const struct pod *pod)
+{
+	if (one_queue && end->role != ROLE_SIDECAR && !(end->state & END_ONE_QUEUE))
+		return REASON_untrusted;
+	return distrust(end, pod);
+}
+
 /* Condition 1, the part that changes only when somebody changes a map. */
 inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
 {
@@ -24,7 +35,7 @@ inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
 	if (bpf_map_lookup_elem(&paused, &c->ends[ACTIVE].netns) ||
 	    bpf_map_lookup_elem(&paused, &c->ends[PASSIVE].netns))
 		return REASON_paused;
-	return distrust(end_of(c, !from), by_active ? passive : active);
+	return against_reading(end_of(c, !from), by_active ? passive : active);
 }
 
 /* Asks policy_of() again only when something changed: it costs six look-ups. */

@@ -125,6 +125,7 @@ if TYPE_CHECKING:
     from accel.bpf.links.sockets import (
         attach_netns,
         attach_sk_msg,
+        attach_sk_skb,
         attach_socket,
         attach_sockmap,
         detach_sk_msg,
@@ -212,6 +213,7 @@ __all__ = [
     "attach_perf_event",
     "attach_raw_tracepoint",
     "attach_sk_msg",
+    "attach_sk_skb",
     "attach_socket",
     "attach_sockmap",
     "attach_struct_ops",
@@ -253,7 +255,7 @@ _LATER = {
         "attach_tcx attach_xdp",
         "links.perf": "attach_kprobe attach_kprobe_multi attach_perf_event attach_tracepoint "
         "attach_uprobe attach_uprobe_multi open_perf_event syscall_function",
-        "links.sockets": "attach_netns attach_sk_msg attach_socket attach_sockmap "
+        "links.sockets": "attach_netns attach_sk_msg attach_sk_skb attach_socket attach_sockmap "
         "detach_sk_msg detach_socket",
         "links.struct_ops": "attach_struct_ops write_struct_ops",
         "links.tracing": "attach_freplace attach_raw_tracepoint attach_tracing",

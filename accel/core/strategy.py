@@ -46,10 +46,6 @@ def era_of(redirected: int, tcp: int, both: int, *, size: int) -> Era:
     return Era.UNKNOWN
 
 
-def bears_trust(era: Era) -> bool:
-    return era is Era.FIXED
-
-
 def bears_enrolled_apps(era: Era) -> bool:
     return era in (Era.OLD, Era.FIXED)
 
@@ -72,7 +68,7 @@ def _why_not_enrolled(era: Era) -> str:
     if era is Era.REGRESSED:
         return (
             "on this kernel FIONREAD misses the TCP bytes of an enrolled socket, and an "
-            "application that asks (nginx, Java, .NET) would hang"
+            "application that asks (nginx, Java, .NET) would hang, unless it is trusted"
         )
     return "what FIONREAD says of an enrolled socket could not be found out"
 
@@ -85,4 +81,7 @@ def _why_not_trusted(policy: Policy, era: Era) -> str:
             "trust refused: on this kernel FIONREAD does not count redirected bytes, and an "
             "application that asks (nginx, Java, .NET) would hang (--force-trust overrides)"
         )
-    return f"trust refused: {_why_not_enrolled(era)} (--force-trust overrides)"
+    return (
+        "trust refused: redirected bytes and TCP's would wait in two queues, or a known bug of "
+        "this kernel forbids it (--force-trust overrides)"
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from accel import bpf
-from accel.core.strategy import Era, bears_enrolled_apps, bears_trust
+from accel.core.strategy import Era, bears_enrolled_apps
 from accel.datapath import selftest
 from accel.datapath.generation import object_spec
 from accel.datapath.known_bugs import Effect, bugs_of, release_of
@@ -44,7 +44,8 @@ class Fitness(msgspec.Struct, frozen=True):
 
     Attributes:
         facts: Of the self-test; None where it was not run, as something before it failed.
-        trust_possible: No known bug of this kernel forbids to trust an application.
+        trust_possible: An application can read redirected bytes as it reads TCP's, and no
+            known bug of this kernel forbids to trust one.
     """
 
     kernel: str
@@ -103,7 +104,8 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
         kernel=f"{uname.release} ({uname.version})",
         findings=tuple(findings),
         facts=facts,
-        trust_possible=bears_trust(era)
+        trust_possible=facts is not None
+        and facts.one_queue
         and not any(
             bug.effect is Effect.REFUSE_TRUST for bug in (bugs_of(release) if release else ())
         ),
@@ -275,7 +277,8 @@ def _readable(spec: bpf.ObjectSpec) -> None:
 _ERA_MEANS = {
     Era.FIXED: "counts redirected and TCP bytes alike",
     Era.OLD: "does not count redirected bytes: applications cannot be trusted to read them",
-    Era.REGRESSED: "does not count TCP bytes on an enrolled socket: applications are not enrolled",
+    Era.REGRESSED: "does not count TCP bytes on an enrolled socket: applications are not enrolled "
+    "unless trusted",
     Era.UNKNOWN: "is of no known kind: applications are not enrolled",
 }
 

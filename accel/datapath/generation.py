@@ -2,7 +2,7 @@
 
     <bpffs>/<object>-<connections>/     e.g. /sys/fs/bpf/accel/1f0c9a73b2d4-65536/
         <map>  for every map            .data is pinned as "data": bpffs reserves dots
-        accel_sockops, accel_redirect, accel_guard, accel_list
+        accel_sockops, accel_redirect, accel_pass, accel_guard, accel_list
         guard                           accel_guard on the cgroup of link
         link                            sock_ops on its cgroup; what makes the rest work
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from accel import bpf
 from accel.datapath.errors import DatapathError, NotRunning
 
-PROGRAMS = ("accel_sockops", "accel_redirect", "accel_guard", "accel_list")
+PROGRAMS = ("accel_sockops", "accel_redirect", "accel_pass", "accel_guard", "accel_list")
 LINK = "link"
 GUARD = "guard"
 
@@ -96,7 +96,9 @@ class Generation:
     def spec(self) -> bpf.ObjectSpec:
         """Our object, sized as this generation is."""
         return object_spec().with_max_entries(
-            connections=self.max_connections, sockets=2 * self.max_connections
+            connections=self.max_connections,
+            sockets=2 * self.max_connections,
+            one_queue_sockets=2 * self.max_connections,
         )
 
     def is_pinned(self) -> bool:

@@ -54,6 +54,13 @@ BUGS = (
         (6, 3),
     ),
     Bug(
+        "a trusted app that turns on kTLS makes the kernel read freed memory",
+        "CVE-2026-64025",
+        Effect.REFUSE_TRUST,
+        {(6, 6): 142, (6, 12): 92, (6, 18): 34, (7, 0): 11},
+        (7, 1),
+    ),
+    Bug(
         "a sender's result is wrong when a redirect fails half way",
         "CVE-2024-46783",
         Effect.WARN,

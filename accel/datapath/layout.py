@@ -55,6 +55,7 @@ class ContainerFlags(IntFlag):
 class EndState(IntFlag):
     ENROLLED = 1
     LEFT = 2
+    ONE_QUEUE = 4
 
 
 class EventKind(IntEnum):

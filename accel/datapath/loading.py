@@ -24,19 +24,24 @@ class Constants:
     """What the programs are told of this kernel when they are loaded; see maps.h."""
 
     charges_rmem: bool
+    one_queue: bool = False
     max_queued_messages: int = 1024
 
 
 def load(generation: Generation, constants: Constants) -> bpf.Object:
-    """Load the programs, with sk_msg on the sockhash; nothing is attached to a cgroup yet."""
+    """Load the programs, those of the sockhashes on them; nothing is attached to a cgroup yet."""
     spec = bpf.with_variables(
         generation.spec,
         charges_rmem=int(constants.charges_rmem),
+        one_queue=int(constants.one_queue),
         max_queued_messages=constants.max_queued_messages,
     )
     loaded = bpf.load(spec)
     try:
-        bpf.attach_sk_msg(loaded.programs["accel_redirect"], loaded.maps["sockets"])
+        for sockhash in ("sockets", "one_queue_sockets"):
+            bpf.attach_sk_msg(loaded.programs["accel_redirect"], loaded.maps[sockhash])
+        if constants.one_queue:
+            bpf.attach_sk_skb(loaded.programs["accel_pass"], loaded.maps["one_queue_sockets"])
     except BaseException:
         loaded.close()
         raise

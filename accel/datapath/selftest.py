@@ -67,6 +67,8 @@ class Facts(msgspec.Struct, frozen=True):
     Attributes:
         fionread: What the ioctl said of 50 bytes redirected, 50 by TCP, 50 of each.
         charges_rmem: Redirected bytes count in the receiver's sk_rmem_alloc.
+        one_queue: With accel_pass an app reads redirected bytes and TCP's from one queue,
+            in order, and FIONREAD counts both: it can be trusted.
         error: Why the test could not run to its end, or None.
         remedy: What to do about that, where known.
     """
@@ -74,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True):
     era: Era
     fionread: tuple[int, int, int]
     charges_rmem: bool
+    one_queue: bool
     checks: tuple[Check, ...]
     error: str | None = None
     remedy: str | None = None
@@ -231,6 +234,41 @@ def _probe(cgroup: Path) -> tuple[bool, tuple[int, int, int]]:
             app.send(fifty)
             tcp = _fionread(sidecar)
     return rmem >= 50, (redirected, tcp, both)
+
+
+def _has_one_queue(cgroup: Path, charges_rmem: bool) -> bool:
+    """Does accel_pass make one queue of both kinds of bytes, for an app that receives?"""
+    try:
+        with _Bench(cgroup, Constants(charges_rmem, one_queue=True)) as bench:
+            return _joins_queues(bench) and _ends_in_order(bench)
+    except (OSError, AccelError):
+        return False
+
+
+def _joins_queues(bench: _Bench) -> bool:
+    with bench.pair() as (app, sidecar):
+        sidecar.send(b"redirected, ")
+        if bench.redirected(Way.RESPONSE) != 1:
+            raise DatapathError("self-test: nothing was redirected into the application")
+        bench.datapath.pause()
+        sidecar.send(b"by TCP")
+        bench.datapath.resume()
+        counted = _fionread(app)
+        return counted == 18 and app.recv(100) == b"redirected, by TCP"
+
+
+def _ends_in_order(bench: _Bench) -> bool:
+    """Bytes of both kinds, then end of file, at which an app may read again and again."""
+    with bench.pair() as (app, sidecar):
+        sidecar.send(b"one ")
+        bench.datapath.pause()
+        sidecar.send(b"two")
+        bench.datapath.resume()
+        sidecar.shutdown(socket.SHUT_WR)
+        heard = _read(app, 100)
+        again = _read(app, 100)
+        app.send(b"bye")
+        return (heard, again, _read(sidecar, 3)) == (b"one two", b"", b"bye")
 
 
 def _check_redirect(bench: _Bench) -> tuple[bool, str]:
@@ -394,9 +432,10 @@ def _try(name: str, bench: _Bench) -> Check:
 
 def _test(cgroup: Path) -> Facts:
     charges_rmem, fionread = _probe(cgroup)
-    with _Bench(cgroup, Constants(charges_rmem=charges_rmem)) as bench:
+    one_queue = _has_one_queue(cgroup, charges_rmem)
+    with _Bench(cgroup, Constants(charges_rmem, one_queue)) as bench:
         checks = tuple(_try(name, bench) for name in _CHECKS)
-    return Facts(era_of(*fionread, size=50), fionread, charges_rmem, checks)
+    return Facts(era_of(*fionread, size=50), fionread, charges_rmem, one_queue, checks)
 
 
 def _enter_private_network() -> None:
@@ -420,7 +459,7 @@ def main(cgroup: Path) -> Facts:
     try:
         return _test(cgroup)
     except AccelError as e:
-        return Facts(Era.UNKNOWN, (0, 0, 0), False, (), error=str(e), remedy=e.remedy)
+        return Facts(Era.UNKNOWN, (0, 0, 0), False, False, (), error=str(e), remedy=e.remedy)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,21 @@ def attach_sk_msg(program: Program, map: Map[Any, Any]) -> None:
         raise _explain_sockmap(error) from None
 
 
+def attach_sk_skb(program: Program, map: Map[Any, Any]) -> None:
+    """Run a stream verdict on what sockets receive that enter `map` from now on.
+
+    As lasting as attach_sk_msg(); attach_sockmap() returns a link.
+
+    Raises:
+        BpfError: EOPNOTSUPP when the map holds no sockets; EBUSY when a link holds the place.
+    """
+    action = f"attach program {program.name} to map {map.name}"
+    try:
+        syscall.prog_attach(map, program, AttachType.SK_SKB_STREAM_VERDICT, 0, action)
+    except BpfError as error:
+        raise _explain_sockmap(error) from None
+
+
 def detach_sk_msg(program: Program, map: Map[Any, Any]) -> None:
     """Take the program off the map; sockets already in it keep it.
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from accel.datapath.generation import generations
 from accel.datapath.layout import Verdict
 from tests.kernel.datapath.bed import (
     CONSTANTS,
+    SOCKHASHES,
     Bed,
     Network,
     Pair,
@@ -47,11 +48,10 @@ def started(network: Network, bpffs: Path, room: int = ROOM) -> Iterator[Bed]:
     """A bed whose data path is pinned, and stays so when this is over."""
     with loading.start(bpffs, network.cgroup, CONSTANTS, room) as datapath:
         pins = datapath.generation
-        with (
-            Map.from_pin(pins.map("sockets")) as sockets,
-            Map.from_pin(pins.map("kept_out")) as kept_out,
-        ):
-            bed = over(network, datapath, {"sockets": sockets, "kept_out": kept_out})
+        with ExitStack() as stack:
+            names = (*SOCKHASHES, "kept_out")
+            maps = {name: stack.enter_context(Map.from_pin(pins.map(name))) for name in names}
+            bed = over(network, datapath, maps)
             try:
                 yield bed
             finally:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import select
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +20,20 @@ from pathlib import Path
 import pytest
 
 from accel.datapath.layout import Hop, Way
+from accel.datapath.loading import Constants
 from tests.kernel.datapath import maker
-from tests.kernel.datapath.bed import Actor, Bed, Side, begin, eventually, wait_for, write
+from tests.kernel.datapath.bed import (
+    Actor,
+    Bed,
+    Network,
+    Side,
+    attached,
+    begin,
+    eventually,
+    skip_unless_trust_is_borne,
+    wait_for,
+    write,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -62,6 +78,12 @@ os.execvp("nginx", ["nginx", "-c", sys.argv[3]])
 @pytest.fixture
 def nginx(bed: Bed, tmp_path: Path) -> Iterator[None]:
     """One that runs as app A."""
+    with _nginx(bed, tmp_path):
+        yield
+
+
+@contextmanager
+def _nginx(bed: Bed, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     if shutil.which("nginx") is None:
         pytest.skip("needs nginx")
     configuration = tmp_path / "nginx.conf"
@@ -75,7 +97,7 @@ def nginx(bed: Bed, tmp_path: Path) -> Iterator[None]:
     )
     try:
         eventually(lambda: _is_up(bed.a.sidecar))
-        yield
+        yield process
     finally:
         # SIGTERM just before it sleeps in epoll_wait() is seen at the next event: never, here.
         process.kill()
@@ -226,3 +248,50 @@ def test_trusted(bed: Bed) -> None:
         assert _answer(client) == b"GET "
     assert bed.redirected(Hop.SIDECAR_APP, Way.REQUEST) == 50
     assert bed.redirected(Hop.SIDECAR_APP, Way.RESPONSE) == 50
+
+
+@pytest.fixture
+def trusted(network: Network) -> Iterator[Bed]:
+    """A bed that trusts its apps, as the agent would."""
+    with attached(network, Constants(charges_rmem=True, one_queue=True)) as bed:
+        bed.trust()
+        skip_unless_trust_is_borne(bed)
+        yield bed
+
+
+def test_trusted_with_one_queue(trusted: Bed, tmp_path: Path) -> None:
+    """As much as it likes, by redirect and by TCP."""
+    with _nginx(trusted, tmp_path), _relay(trusted) as relay:
+        for port, actor in ((PORT, trusted.a.sidecar), (relay, trusted.a.app)):
+            for _ in range(3):
+                _ask_all(actor, port)
+            for request, sends, answer in REQUESTS:
+                with actor.socket() as client:
+                    begin(client, ("127.0.0.1", port))
+                    _send_in(client, request, sends)
+                    assert _answer(client) == answer
+    assert trusted.redirected(Hop.SIDECAR_APP, Way.REQUEST)
+    assert trusted.tcp_reasons()["settled"]
+
+
+@pytest.mark.parametrize("sizes", [(1000, 1000), (60_000, 40_000), (30_000, 50_000)])
+def test_trusted_one_that_was_busy(trusted: Bed, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """All of a request waits when it comes to read, part redirected, part by TCP."""
+    with _nginx(trusted, tmp_path) as process:
+        client = trusted.keep(trusted.a.sidecar.socket())
+        begin(client, ("127.0.0.1", PORT))
+        request = _post(sum(sizes))
+        process.send_signal(signal.SIGSTOP)
+        try:
+            write(client, request[: -sizes[1]])
+            trusted.datapath.pause()
+            write(client, request[-sizes[1] :])
+            eventually(lambda: not _unacknowledged(client))
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert _answer(client) == b"POST %d" % sum(sizes)
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    answer: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+    return answer
