@@ -15,8 +15,9 @@ WAYS = ("request", "response")
 class Era(Enum):
     """What FIONREAD answers on an enrolled socket: found by test, never by version.
 
-    Upstream 929e30f93125 ("bpf, sockmap: Fix FIONREAD for sockmap") brought the
-    regressed era, its follow-up 04af4efde58a the fixed one.
+    Upstream 929e30f93125 ("bpf, sockmap: Fix FIONREAD for sockmap"; 6.6.128, 6.12.75,
+    6.18.14, 7.0) brought the regressed era, its follow-up 04af4efde58a (6.12.114, 7.2) the
+    fixed one.  From the first of them on, accel_pass makes it right for trusted apps.
     """
 
     OLD = "old"  #: TCP bytes only: a trusted app would not see redirected ones

@@ -30,6 +30,7 @@ class Bug:
         source: The upstream fix, or the CVE that names it.
         fixed: Per stable series, the first patch level with the fix.
         mainline: The first release without the bug.
+        since: The first series in which it can reach us.
     """
 
     title: str
@@ -37,12 +38,13 @@ class Bug:
     effect: Effect
     fixed: Mapping[Series, int]
     mainline: Series
+    since: Series = (0, 0)
 
     def is_in(self, release: tuple[int, int, int]) -> bool:
         series, patch = release[:2], release[2]
         if series in self.fixed:
             return patch < self.fixed[series]
-        return series < self.mainline
+        return self.since <= series < self.mainline
 
 
 BUGS = (
@@ -59,6 +61,7 @@ BUGS = (
         Effect.REFUSE_TRUST,
         {(6, 6): 142, (6, 12): 92, (6, 18): 34, (7, 0): 11},
         (7, 1),
+        since=(6, 6),  # older ones do not bear one_queue
     ),
     Bug(
         "a sender's result is wrong when a redirect fails half way",

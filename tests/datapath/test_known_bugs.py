@@ -65,6 +65,7 @@ def test_a_fix_in_a_stable_series_counts() -> None:
     assert not trusted((5, 19, 17)), "a series that ended without the fix"
     assert trusted((6, 1, 20))
     assert trusted((6, 3, 0))
+    assert not trusted((6, 18, 33)), "where accel_pass is in use, kTLS could crash the node"
 
 
 def test_a_kernel_of_today_has_none() -> None:

@@ -6,18 +6,23 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from accel.core.plan import DropPod
+from accel.datapath.loading import Constants
 from tests.kernel.datapath.bed import (
     Actor,
     Bed,
+    Network,
     Side,
+    attached,
     begin,
     read,
     read_to_end,
+    skip_unless_trust_is_borne,
     some_bytes,
     write,
 )
@@ -30,6 +35,15 @@ FLAGS: tuple[dict[str, bool], ...] = (
     {"enrol_apps": True},
     {"enrol_apps": True, "trust_apps": True},
 )
+
+
+@pytest.fixture(params=[False, True], ids=["two queues", "one queue"])
+def either_bed(network: Network, request: pytest.FixtureRequest) -> Iterator[Bed]:
+    with attached(network, Constants(charges_rmem=True, one_queue=request.param)) as bed:
+        if request.param:
+            bed.trust()
+            skip_unless_trust_is_borne(bed)
+        yield bed
 
 
 def _one_life(client: socket.socket, server: socket.socket, seed: int) -> None:
@@ -68,8 +82,9 @@ def _live(bed: Bed, active: Actor, passive: Actor, host: str, until: float, seed
                     _one_life(client, server, choices.getrandbits(32))
 
 
-def test_chaos(bed: Bed) -> None:
+def test_chaos(either_bed: Bed) -> None:
     """Bytes stay in order, each connection is forgotten, and no socket stays behind."""
+    bed = either_bed
     until = time.monotonic() + SECONDS
     hops = (
         (bed.a.app, bed.a.sidecar, "127.0.0.1"),
