@@ -31,6 +31,7 @@
 	X(duplicate)		/* its sequence numbers belong to another connection */ \
 	X(connections_full)	/* no room to remember it */ \
 	X(sockets_full)		/* no room in the sockhash */ \
+	X(no_storage)		/* the socket has no memory left for our note on it */ \
 	X(socket_taken)		/* another sockmap user has the socket */ \
 	X(enrol_failed)		/* the sockhash refused it for another reason */ \
 	/* of a message, for now */ \
