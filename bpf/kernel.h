@@ -64,8 +64,23 @@ struct in6_addr___raw {
 	__u8 bytes[16];
 };
 
+struct proto {
+	unsigned long *memory_pressure;
+};
+
+struct page_counter {
+	atomic64_t usage;
+	unsigned long max;
+	struct page_counter *parent;
+};
+
+struct mem_cgroup {
+	struct page_counter memory;
+};
+
 struct sock_common {
 	unsigned char skc_state;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	atomic64_t skc_cookie;
 	unsigned long skc_flags;
@@ -80,12 +95,14 @@ struct sock {
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
+	int sk_forward_alloc;
 	int sk_rcvbuf;
 	__u8 sk_kern_sock : 1;
 	kuid_t sk_uid;
 	void *sk_user_data;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct mem_cgroup *sk_memcg;
 };
 
 struct tcp_ulp_ops;

@@ -36,6 +36,7 @@ MEANINGS: Mapping[str, str] = {
     "queue_bytes": "the receiver is behind, in bytes",
     "queue_messages": "the receiver is behind, in messages",
     "not_accepted": "the application has not accepted it yet, and this kernel would misaccount",
+    "no_memory": "TCP's memory (net.ipv4.tcp_mem), or the receiver's cgroup, is nearly used up",
     "peer_gone": "the other end left",
 }
 
