@@ -41,6 +41,7 @@ from accel.datapath.layout import (
     EventRecord,
     Hop,
     Listing,
+    LiveEnd,
     PodFlags,
     PodValue,
     TcpState,
@@ -222,7 +223,7 @@ class Datapath(Closing):
         for listing in self.connections():
             if now - listing.connection.established_ns < _SWEEP_AFTER_NS:
                 continue
-            if all(live.tcp_state == TcpState.GONE for live in listing.live):
+            if not any(_lives(end) for end in listing.live):
                 swept += self._connections.delete(listing.key)
         return swept
 
@@ -280,8 +281,7 @@ class Datapath(Closing):
     def count_accepted(self) -> int:
         """How many connections are accelerated, or may be again."""
         return sum(
-            item.connection.verdict == Verdict.ACCEPTED
-            and any(live.tcp_state != TcpState.GONE for live in item.live)
+            item.connection.verdict == Verdict.ACCEPTED and any(_lives(end) for end in item.live)
             for item in self.connections()
         )
 
@@ -324,6 +324,11 @@ class Datapath(Closing):
                     yield self._event.unpack(record)
             finally:
                 self.expect_no_reader()
+
+
+def _lives(end: LiveEnd) -> bool:
+    # The memory of a socket that is gone goes on saying CLOSE until it is reused.
+    return end.tcp_state not in (TcpState.GONE, TcpState.CLOSE)
 
 
 def _codec(btf: bpf.Btf, struct: str, record: type[T]) -> bpf.Codec[T]:
