@@ -76,6 +76,8 @@ struct page_counter {
 
 struct mem_cgroup {
 	struct page_counter memory;
+	struct page_counter tcpmem;	/* v1, if tcpmem_active */
+	_Bool tcpmem_active;
 };
 
 struct sock_common {

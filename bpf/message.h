@@ -131,6 +131,7 @@ inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
 {
 	struct page_counter *counter;
 	struct mem_cgroup *memcg;
+	_Bool v1 = 0;
 	int level;
 
 	if (!bpf_core_field_exists(struct sock, sk_memcg))
@@ -138,7 +139,11 @@ inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
 	memcg = peer_sock(receiver, sk_memcg);
 	if (!memcg)
 		return 0;
+	if (bpf_core_field_exists(memcg->tcpmem_active))
+		v1 = BPF_CORE_READ(memcg, tcpmem_active);
 	counter = __builtin_preserve_access_index(&memcg->memory);
+	if (v1)
+		counter = __builtin_preserve_access_index(&memcg->tcpmem);
 #pragma unroll
 	for (level = 0; level < CGROUP_LEVELS; level++) {
 		if (BPF_CORE_READ(counter, usage.counter) + pages >
