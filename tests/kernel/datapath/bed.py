@@ -66,6 +66,10 @@ class Actor:
         assert self._channel.recv(16) == b"ready"
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def cgroup_id(self) -> int:
         return self.cgroup.stat().st_ino
 
