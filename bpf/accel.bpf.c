@@ -30,7 +30,10 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* From now on `ctx`'s socket is this end of that connection.  False: out of memory. */
+/*
+ * From now on `ctx`'s socket is this end of that connection.  False: no memory, as where
+ * an application used up what net.core.optmem_max grants the socket.
+ */
 inline_ _Bool remember(struct bpf_sock_ops *ctx, const struct socket_key *key)
 {
 	struct socket_state fresh = { .key = *key };
@@ -65,7 +68,7 @@ inline_ struct connection *record(struct bpf_sock_ops *ctx, const struct socket_
 
 	if (c && !remember(ctx, key)) {
 		bpf_map_delete_elem(&connections, &key->connection);
-		count_refused(REASON_connections_full);
+		count_refused(REASON_no_storage);
 		return 0;
 	}
 	return c;
@@ -169,13 +172,15 @@ inline_ void passive_established(struct bpf_sock_ops *ctx, struct tcp_sock *tp,
 		count_refused(REASON_duplicate);
 		return;
 	}
+	if (!remember(ctx, &key)) {
+		/* Not written down: nobody would tell us that this end closed. */
+		if (c->verdict != VERDICT_REFUSED)
+			refuse(&key.connection, c, REASON_no_storage);
+		return;
+	}
 	c->ends[PASSIVE] = new->ends[PASSIVE];
 	c->directions[PASSIVE].clear_at = tp->snd_nxt;
 	c->hop = hop_of(&c->ends[ACTIVE], &c->ends[PASSIVE]);
-	if (!remember(ctx, &key)) {
-		refuse(&key.connection, c, REASON_enrol_failed);
-		return;
-	}
 	if (c->verdict == VERDICT_REFUSED)
 		return;
 

@@ -32,6 +32,7 @@
 	X(duplicate)		/* its sequence numbers belong to another connection */ \
 	X(connections_full)	/* no room to remember it */ \
 	X(sockets_full)		/* no room in the sockhash */ \
+	X(no_storage)		/* the socket has no memory left for our note on it */ \
 	X(socket_taken)		/* another sockmap user has the socket */ \
 	X(enrol_failed)		/* the sockhash refused it for another reason */ \
 	/* of a message, for now */ \
@@ -49,6 +50,7 @@
 	X(queue_bytes)		/* the receiver is behind: bytes */ \
 	X(queue_messages)	/* the receiver is behind: messages */ \
 	X(not_accepted)		/* not accepted yet, and this kernel would misaccount */ \
+	X(no_memory)		/* TCP's memory, or the receiver's memory cgroup, is nearly used up */ \
 	X(peer_gone)		/* the other end left */
 
 #define REASON_ENUM(name) REASON_##name,
@@ -167,7 +169,8 @@ struct direction {
 	__u8 policy;		/* REASON_* against redirecting at all, or none */
 	__u8 reason;		/* REASON_* the last message went by TCP, or none */
 	__u8 from_untrusted;	/* the sender is an app that is not trusted; as of `epoch` */
-	__u8 _pad[5];
+	__u8 lacks_memory;	/* the receiver could not be charged much more */
+	__u32 memory_asked;	/* when `lacks_memory` was found out, in jiffies */
 };
 
 struct connection {

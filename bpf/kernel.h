@@ -64,8 +64,25 @@ struct in6_addr___raw {
 	__u8 bytes[16];
 };
 
+struct proto {
+	unsigned long *memory_pressure;
+};
+
+struct page_counter {
+	atomic64_t usage;
+	unsigned long max;
+	struct page_counter *parent;
+};
+
+struct mem_cgroup {
+	struct page_counter memory;
+	struct page_counter tcpmem;	/* v1, if tcpmem_active */
+	_Bool tcpmem_active;
+};
+
 struct sock_common {
 	unsigned char skc_state;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	atomic64_t skc_cookie;
 	unsigned long skc_flags;
@@ -90,6 +107,7 @@ struct sock {
 	void *sk_user_data;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct mem_cgroup *sk_memcg;
 };
 
 /* include/net/sock.h; the numbers moved with the kernels. */

@@ -131,6 +131,64 @@ inline_ __u8 queue_reason(struct direction *d, const struct end *receiver, __u32
 	return REASON_none;
 }
 
+#define PAGE_SHIFT 12			/* or more: then we ask for too much, no harm */
+#define CGROUP_LEVELS 8
+/* A CPU takes 64 pages at once (MEMCG_CHARGE_BATCH); the rest is for a jiffy's messages. */
+#define SPARE_PAGES 256
+
+/* Has the receiver's memory cgroup, or one above it, less left than this? */
+inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
+{
+	struct page_counter *counter;
+	struct mem_cgroup *memcg;
+	_Bool v1 = 0;
+	int level;
+
+	if (!bpf_core_field_exists(struct sock, sk_memcg))
+		return 0;
+	memcg = peer_sock(receiver, sk_memcg);
+	if (!memcg)
+		return 0;
+	if (bpf_core_field_exists(memcg->tcpmem_active))
+		v1 = BPF_CORE_READ(memcg, tcpmem_active);
+	counter = __builtin_preserve_access_index(&memcg->memory);
+	if (v1)
+		counter = __builtin_preserve_access_index(&memcg->tcpmem);
+#pragma unroll
+	for (level = 0; level < CGROUP_LEVELS; level++) {
+		if (BPF_CORE_READ(counter, usage.counter) + pages >
+		    (__s64)BPF_CORE_READ(counter, max))
+			return 1;
+		counter = BPF_CORE_READ(counter, parent);
+		if (!counter)
+			break;
+	}
+	return 0;
+}
+
+/*
+ * Could charging the receiver fail?  bpf_tcp_ingress() then answers ENOMEM, where plain
+ * TCP drops the segment and makes the sender wait.  It also charges as the sender's
+ * process, so a cgroup at its limit would be reclaimed, even killed in, on its behalf.
+ *
+ * Asked once a jiffy, for it costs two reads for each level of cgroups: so many bytes as
+ * fit the receiver's buffer may pass in between.
+ */
+inline_ _Bool lacks_memory(struct direction *d, struct tcp_sock *tp, const struct end *receiver,
+			   __u32 size)
+{
+	unsigned long *pressure = sock_of(tp)->__sk_common.skc_prot->memory_pressure;
+	__u32 now = bpf_jiffies64();
+	unsigned long pressed = 0;
+
+	if (d->memory_asked == now)
+		return d->lacks_memory;
+	bpf_probe_read_kernel(&pressed, sizeof(pressed), pressure);
+	d->lacks_memory = pressed || cgroup_lacks(receiver, (size >> PAGE_SHIFT) + SPARE_PAGES);
+	d->memory_asked = now;
+	return d->lacks_memory;
+}
+
 /* The reason to send this message by TCP, or none.  The conditions, in order. */
 inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct tcp_sock *tp,
 			__u32 size)
@@ -179,7 +237,10 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 		if (reason)
 			return reason;
 	}
-	return queue_reason(d, receiver, size);
+	reason = queue_reason(d, receiver, size);
+	if (reason)
+		return reason;
+	return lacks_memory(d, tp, receiver, size) ? REASON_no_memory : REASON_none;
 }
 
 /*

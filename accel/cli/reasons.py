@@ -23,6 +23,7 @@ MEANINGS: Mapping[str, str] = {
     "duplicate": "its sequence numbers are those of another connection",
     "connections_full": "no room to remember it: raise max_connections",
     "sockets_full": "no room for its socket: raise max_connections",
+    "no_storage": "the socket has no memory left for a note on it (net.core.optmem_max)",
     "socket_taken": "another sockmap user on this node has the socket",
     "enrol_failed": "the kernel refused the socket",
     "pending": "the other end is not established yet",
@@ -39,6 +40,7 @@ MEANINGS: Mapping[str, str] = {
     "queue_bytes": "the receiver is behind, in bytes",
     "queue_messages": "the receiver is behind, in messages",
     "not_accepted": "the application has not accepted it yet, and this kernel would misaccount",
+    "no_memory": "TCP's memory (net.ipv4.tcp_mem), or the receiver's cgroup, is nearly used up",
     "peer_gone": "the other end left",
 }
 

@@ -6,6 +6,7 @@ and acceleration outlives both.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ from accel.datapath.layout import (
     EventRecord,
     Hop,
     Listing,
+    LiveEnd,
     PodFlags,
     PodValue,
     TcpState,
@@ -49,6 +51,10 @@ from accel.datapath.layout import (
 )
 
 T = TypeVar("T")
+
+_FILLED_BY: Mapping[type[Action], str] = MappingProxyType(
+    {SetPod: "pods", SetContainer: "containers", SetAddress: "addresses"}
+)
 
 # A record whose sockets are gone is left alone this long: its ends may just be closing.
 _SWEEP_AFTER_NS = 60 * 10**9
@@ -160,13 +166,32 @@ class Datapath(Closing):
             whatever lacks its entry goes by TCP.
         """
         problems = []
+        exposed: set[int] = set()
         for action in actions:
+            if isinstance(action, SetPod) and action.netns in exposed:
+                continue
             try:
                 self._carry_out(action)
             except BpfError as e:
-                problems.append(f"{action}: {e}")
+                problems.append(self._problem(action, e))
+                match action:
+                    # Unlisted it would count as an application's, and be accelerated.
+                    case SetContainer(_, ContainerEntry(netns, Role.EXCLUDED)):
+                        self._pods.delete(netns)
+                        exposed.add(netns)
+        problems += [
+            f"pod {netns} is not accelerated: a container excluded from it could not be listed"
+            for netns in sorted(exposed)
+        ]
         self._policy_changed()
         return tuple(problems)
+
+    def _problem(self, action: Action, error: BpfError) -> str:
+        full = _FILLED_BY.get(type(action)) if error.errno == errno.E2BIG else None
+        if full is None:
+            return f"{action}: {error}"
+        held = self.generation.spec.maps[full].max_entries
+        return f"{action}: map {full} is full: it holds {held}; the rest goes by TCP"
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -196,7 +221,7 @@ class Datapath(Closing):
         for listing in self.connections():
             if now - listing.connection.established_ns < _SWEEP_AFTER_NS:
                 continue
-            if all(live.tcp_state == TcpState.GONE for live in listing.live):
+            if not any(_lives(end) for end in listing.live):
                 swept += self._connections.delete(listing.key)
         return swept
 
@@ -254,8 +279,7 @@ class Datapath(Closing):
     def count_accepted(self) -> int:
         """How many connections are accelerated, or may be again."""
         return sum(
-            item.connection.verdict == Verdict.ACCEPTED
-            and any(live.tcp_state != TcpState.GONE for live in item.live)
+            item.connection.verdict == Verdict.ACCEPTED and any(_lives(end) for end in item.live)
             for item in self.connections()
         )
 
@@ -299,6 +323,11 @@ class Datapath(Closing):
                     yield self._event.unpack(record)
             finally:
                 self.expect_no_reader()
+
+
+def _lives(end: LiveEnd) -> bool:
+    # The memory of a socket that is gone goes on saying CLOSE until it is reused.
+    return end.tcp_state not in (TcpState.GONE, TcpState.CLOSE)
 
 
 def _codec(btf: bpf.Btf, struct: str, record: type[T]) -> bpf.Codec[T]:

@@ -135,6 +135,8 @@ class Direction(NamedTuple):
     policy: int
     reason: int
     from_untrusted: int
+    lacks_memory: int
+    memory_asked: int
 
 
 class Connection(NamedTuple):

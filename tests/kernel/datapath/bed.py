@@ -72,6 +72,10 @@ class Actor:
         assert self._channel.recv(16) == b"ready"
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def cgroup_id(self) -> int:
         return self.cgroup.stat().st_ino
 
@@ -321,16 +325,29 @@ class Bed:
         eventually(lambda: self.enrolled() == 0)
 
 
+@dataclass(frozen=True)
+class _Resized(Generation):
+    """A generation with other sizes than a node's."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> bpf.ObjectSpec:
+        return super().spec.with_max_entries(**self.sizes)
+
+
 @contextmanager
 def attached(
-    network: Network, constants: Constants = CONSTANTS, *, room: int = 16384
+    network: Network, constants: Constants = CONSTANTS, *, room: int = 16384, **sizes: int
 ) -> Iterator[Bed]:
     """The programs loaded, attached to the network's cgroup alone, and gone afterwards.
 
     Args:
         room: How many connections may be remembered.
+        sizes: Entries of other maps, by name.
     """
-    generation = Generation.ours(Path(), room)
+    ours = Generation.ours(Path(), room)
+    generation = _Resized(ours.directory, ours.object_id, room, sizes)
     with ExitStack() as stack:
         loaded = load(generation, constants)
         stack.enter_context(loaded)

@@ -262,6 +262,12 @@ async def test_lost_events_are_counted(bed: Bed) -> None:
         assert 0 < lost < 4000
         await _take(events, 4000 - lost)
 
+        # There is room again, and the list never depended on it.
+        exchange(*bed.pair(bed.a.app, bed.a.sidecar))
+        (event,) = await _take(events, 1)
+        assert event.kind == EventKind.ACCEPTED
+        assert [listing.key for listing in bed.datapath.connections()] == [event.key]
+
     # Nobody listens any more: nothing is written, so nothing lost.
     exchange(*bed.pair(bed.a.app, bed.a.sidecar))
     assert bed.datapath.statistics().events_lost == lost
