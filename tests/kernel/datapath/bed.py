@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,19 +30,32 @@ from accel import bpf
 from accel.bpf import Map
 from accel.core.model import Role
 from accel.core.plan import Action, ContainerEntry, PodEntry, SetAddress, SetContainer, SetPod
+from accel.datapath import selftest
 from accel.datapath.datapath import Datapath
 from accel.datapath.generation import Generation
 from accel.datapath.layout import Hop, Listing, Way, address_bytes
 from accel.datapath.loading import Constants, load
 from accel.demo.netns import Netns
+from accel.linux.cgroup import find_mount
 from tests.kernel.datapath import maker
+from tests.patience import scaled
 
 PROXY_UID = 1337
-PATIENCE_SECONDS = 10.0
-CONSTANTS = Constants(charges_rmem=True)
+PATIENCE_SECONDS = scaled(10.0)
 
 Socket = socket.socket  # Actor has a method of that name
 Pair = tuple[Socket, Socket]
+
+
+@cache
+def facts() -> selftest.Facts:
+    """What the self-test finds on this kernel; it is run once."""
+    return selftest.run(find_mount().point)
+
+
+def this_kernel() -> Constants:
+    """What the programs are to be told of this kernel."""
+    return Constants(charges_rmem=facts().charges_rmem)
 
 
 # --- sockets that belong somewhere -----------------------------------------------------------
@@ -317,16 +331,17 @@ class Bed:
 
 @contextmanager
 def attached(
-    network: Network, constants: Constants = CONSTANTS, *, room: int = 16384
+    network: Network, constants: Constants | None = None, *, room: int = 16384
 ) -> Iterator[Bed]:
     """The programs loaded, attached to the network's cgroup alone, and gone afterwards.
 
     Args:
+        constants: Those of this kernel if None.
         room: How many connections may be remembered.
     """
     generation = Generation.ours(Path(), room)
     with ExitStack() as stack:
-        loaded = load(generation, constants)
+        loaded = load(generation, constants or this_kernel())
         stack.enter_context(loaded)
         link = stack.enter_context(
             bpf.attach_cgroup(loaded.programs["accel_sockops"], network.cgroup)
@@ -450,7 +465,7 @@ class Side:
     def running(self) -> bool:
         return self._thread.is_alive()
 
-    def join(self, seconds: float = 60.0) -> bytes | None:
+    def join(self, seconds: float = scaled(60.0)) -> bytes | None:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "still not done"
         if self._error is not None:
