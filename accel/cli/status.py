@@ -116,6 +116,11 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
     )
     for reason in (*facts["idle_reasons"], *facts["problems"]):
         output.line(output.styled(f"  {reason}", "warn"))
+    if facts["idle_reasons"] and "totals" not in facts:
+        output.note(
+            "  try: `accel check` says what to do about it; traffic is left alone until then"
+        )
+        return
     if agent is None and "totals" not in facts:
         output.note("  try: start the agent with `accel run`, or name its --bpffs and --run-dir")
         return
@@ -144,7 +149,8 @@ def _health_line(health: str) -> tuple[str, str]:
 def _agent_line(agent: dict[str, Any]) -> str:
     if not agent["running"]:
         return "not running"
-    return f"pid {agent['pid']}, since {agent['started_at']}, below {agent['cgroup']}"
+    below = f", below {agent['cgroup']}" if agent["cgroup"] else ""
+    return f"pid {agent['pid']}, since {agent['started_at']}{below}"
 
 
 def _print_numbers(facts: dict[str, Any]) -> None:
