@@ -17,7 +17,9 @@ from accel.datapath.errors import NotRunning
 
 _COUNTERS = ("messages_redirected", "bytes_redirected", "messages_tcp", "bytes_tcp")
 
+# The agent does nothing for it, and what was pinned before works.
 _GOES_ON = "agent stopped, acceleration goes on"
+_IDLE_GOES_ON = "agent idle, acceleration goes on"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -41,13 +43,16 @@ def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath 
     """The state file may still be that of an agent before this one."""
     if pid is not None and (agent is None or agent.pid != pid):
         return "starting"
-    if pid is not None and agent is not None and agent.idle_reasons:
-        return "idle"
+    idle = agent is not None and bool(agent.idle_reasons)
     if datapath is None:
-        return "starting" if pid is not None else "not running"
+        if pid is None:
+            return "not running"
+        return "idle" if idle else "starting"
     if not datapath.enabled:
         return "paused"
-    return "accelerating" if pid is not None else _GOES_ON
+    if pid is None:
+        return _GOES_ON
+    return _IDLE_GOES_ON if idle else "accelerating"
 
 
 def _facts(
@@ -141,7 +146,7 @@ def _health_line(health: str) -> tuple[str, str]:
     """What to say of it, and how to colour that."""
     if health == "paused":
         return "paused: every message goes by TCP until `accel resume`", "warn"
-    if health == _GOES_ON:
+    if health in (_GOES_ON, _IDLE_GOES_ON):
         return f"{health}; new pods go unnoticed until `accel run`", "warn"
     return health, "ok" if health == "accelerating" else "warn"
 

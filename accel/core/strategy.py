@@ -85,4 +85,9 @@ def _why_not_trusted(policy: Policy, era: Era) -> str:
             "trust refused: on this kernel FIONREAD does not count redirected bytes, and an "
             "application that asks (nginx, Java, .NET) would hang (--force-trust overrides)"
         )
+    if era is Era.FIXED:
+        return (
+            "trust refused: a known bug of this kernel lets a trusted application harm the node, "
+            "`accel check` names it (--force-trust overrides)"
+        )
     return f"trust refused: {_why_not_enrolled(era)} (--force-trust overrides)"

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from accel import bpf
+from accel.bpf.door import probe
 from accel.core.strategy import Era, bears_enrolled_apps, bears_trust
 from accel.datapath import selftest
 from accel.datapath.generation import object_spec
@@ -92,6 +93,7 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
         _root(),
         _version(release),
         _btf(),
+        _sockmap(),
         _lockdown(),
         _cgroup(cgroup),
         _bpffs(bpffs),
@@ -156,6 +158,18 @@ def _btf() -> Finding:
         "/sys/kernel/btf/vmlinux does not exist",
         "run a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the large distributions do",
     )
+
+
+def _sockmap() -> Finding:
+    if probe.map_type(bpf.MapType.SOCKHASH) is probe.Answer.NO:
+        return Finding(
+            "sockmap",
+            Status.UNFIT,
+            "this kernel has no BPF_MAP_TYPE_SOCKHASH",
+            "run a kernel built with CONFIG_BPF_SYSCALL=y and, before Linux 5.13, "
+            "CONFIG_BPF_STREAM_PARSER=y",
+        )
+    return Finding("sockmap", Status.OK, "BPF_MAP_TYPE_SOCKHASH")
 
 
 def _lockdown() -> Finding:
