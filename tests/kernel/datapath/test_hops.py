@@ -8,7 +8,7 @@ from accel.datapath.layout import Hop, Verdict, Way
 from tests.kernel.datapath.bed import Actor, Bed, exchange, read
 from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 CONNECTIONS = few(200)
 

@@ -30,7 +30,7 @@ from tests.kernel.datapath.bed import (
 )
 from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 PORT = 8080
 

@@ -29,7 +29,7 @@ from tests.kernel.datapath.bed import (
 )
 from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 DEFERRED = few(1000)
 STREAMS = few(300)

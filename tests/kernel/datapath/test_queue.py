@@ -25,7 +25,7 @@ from tests.kernel.datapath.bed import (
 )
 from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 MOST_BYTES = 8 << 20
 TINY_MESSAGES = few(300_000)
