@@ -26,7 +26,8 @@ PROGRAMS = (
     "bpftool", "ip", "ip6tables", "ip6tables-restore", "ip6tables-save", "iptables",
     "iptables-legacy", "iptables-restore", "iptables-save", "nft", "nginx", "ss", "tc", "tcpdump",
     # busybox's of these would run busybox's ip and the like, whatever PATH has.
-    "bash", "env", "nsenter", "setsid", "sh", "timeout", "unshare", "xargs",
+    "bash", "env", "mount", "nsenter", "setpriv", "setsid", "sh", "sysctl", "timeout", "umount",
+    "unshare", "xargs",
 )  # fmt: skip
 # Loaded by those programs by name, so that ldd does not tell.
 PLUGINS = ("/usr/lib/*/xtables/*.so", "/usr/lib/*/libgcc_s.so.1", "/usr/lib/nginx/modules/*.so")

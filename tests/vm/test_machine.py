@@ -53,7 +53,7 @@ def test_what_is_left_behind_is_told() -> None:
 
 
 def test_missing_programs_are_named(tmp_path: Path) -> None:
-    for name in ("dpkg", "ldd", "setpriv", "make", "clang", "llvm-strip", "busybox"):
+    for name in ("dpkg", "ldd", "setpriv", "unshare", "make", "clang", "llvm-strip", "busybox"):
         found = shutil.which(name)
         if found:
             (tmp_path / name).symlink_to(found)
