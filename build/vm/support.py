@@ -48,7 +48,7 @@ def count(step: Row | None) -> str:
     if step is None:
         return "not run"
     said = [f"{step[what]:,} {what}" for what in ("passed", "skipped", "failed") if step.get(what)]
-    return ", ".join(said) + ("" if step["ok"] else " (not ok)")
+    return (", ".join(said) or "run") + ("" if step["ok"] else " (not ok)")
 
 
 def renewed(readme: str, rows: Iterable[Row]) -> str:
