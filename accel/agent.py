@@ -34,6 +34,8 @@ from accel.sources.profiles import KNOWN
 
 log = logging.getLogger("accel")
 
+_LOOK_AGAIN_SECONDS = 300.0
+
 
 class CannotStart(AccelError):
     """Something the operator can put right keeps the agent from starting."""
@@ -42,23 +44,17 @@ class CannotStart(AccelError):
 async def run(settings: Settings) -> None:
     """Be the agent until SIGTERM or SIGINT.
 
-    A kernel that is not fit is left alone: the agent idles and says why.
+    A kernel that is not fit is left alone: the agent idles, says why, and looks again now and
+    then, as a self-test may also fail because the node was too busy.
 
     Raises:
         CannotStart: The node is set up in a way that the operator can mend.
         AccelError: Another agent runs there, or the data path failed.
     """
     with state.only_agent(settings.run_dir):
-        fitness = await anyio.to_thread.run_sync(examine, settings.bpffs, settings.cgroup)
-        if fitness.broken:
-            worst = fitness.broken[0]
-            raise CannotStart(f"{worst.name}: {worst.detail}", remedy=worst.remedy)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
-            if fitness.usable:
-                await _accelerate(settings, fitness)
-            else:
-                await _idle(settings, fitness)
+            await _accelerate(settings, await _fit(settings))
 
 
 async def _stop_on_signal(scope: anyio.CancelScope) -> None:
@@ -69,15 +65,35 @@ async def _stop_on_signal(scope: anyio.CancelScope) -> None:
             return
 
 
-async def _idle(settings: Settings, fitness: Fitness) -> None:
-    for reason in fitness.reasons:
-        log.warning("this node is not accelerated: %s", reason)
-    _Report(settings, fitness, Path()).write(idle_reasons=fitness.reasons)
-    await anyio.sleep_forever()
+async def _fit(settings: Settings) -> Fitness:
+    """The node's fitness, once it is fit; idle until then."""
+    told: tuple[str, ...] = ()
+    while True:
+        fitness = await anyio.to_thread.run_sync(examine, settings.bpffs, settings.cgroup)
+        if fitness.usable:
+            return fitness
+        _Report(settings, fitness, settings.cgroup).write(idle_reasons=fitness.reasons)
+        if fitness.broken:
+            worst = fitness.broken[0]
+            raise CannotStart(f"{worst.name}: {worst.detail}", remedy=worst.remedy)
+        if fitness.reasons != told:
+            told = fitness.reasons
+            _log_idle(fitness)
+        await anyio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _log_idle(fitness: Fitness) -> None:
+    for finding in fitness.failed:
+        log.warning(
+            "this node is not accelerated: %s: %s%s",
+            finding.name,
+            finding.detail,
+            f" (try: {finding.remedy})" if finding.remedy else "",
+        )
 
 
 async def _accelerate(settings: Settings, fitness: Fitness) -> None:
-    mount = cgroups.find_mount()
+    mount = cgroups.hierarchy()
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
@@ -97,7 +113,8 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
             profiles=(*settings.profiles, *KNOWN),
             relist_seconds=settings.relist_seconds,
         )
-        keeper = Keeper(datapath, policy_of(settings, fitness), _Report(settings, fitness, cgroup))
+        shown = None if mount.is_our_own and settings.cgroup is None else cgroup
+        keeper = Keeper(datapath, policy_of(settings, fitness), _Report(settings, fitness, shown))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
@@ -190,7 +207,7 @@ def _pod_states(pods: Pods, wanted: Want, policy: Policy) -> tuple[state.PodStat
 class _Report:
     """Writes the state file; what never changes is given once."""
 
-    def __init__(self, settings: Settings, fitness: Fitness, cgroup: Path) -> None:
+    def __init__(self, settings: Settings, fitness: Fitness, cgroup: Path | None) -> None:
         paths = strategy(policy_of(settings, fitness), fitness.era) if fitness.usable else {}
         self._run_dir = settings.run_dir
         self._base = state.AgentState(
@@ -198,7 +215,7 @@ class _Report:
             version=accel.__version__,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             source=str(settings.source),
-            cgroup=str(cgroup),
+            cgroup=str(cgroup) if cgroup else None,
             era=fitness.era.value,
             strategy={
                 hop: {w: state.PathState(p.accelerated, p.reason) for w, p in ways.items()}

@@ -51,6 +51,7 @@ class AgentState(msgspec.Struct, frozen=True):
     """The agent, last time it wrote.
 
     Attributes:
+        cgroup: What is accelerated is below it; None for the root of a mount of its own.
         idle_reasons: Why nothing is accelerated on this node; empty when it is.
         strategy: Hop -> direction -> what happens.
         problems: What the kernel refused of the last changes.
@@ -60,7 +61,7 @@ class AgentState(msgspec.Struct, frozen=True):
     version: str
     started_at: str
     source: str
-    cgroup: str
+    cgroup: str | None
     era: str
     idle_reasons: tuple[str, ...] = ()
     strategy: dict[str, dict[str, PathState]] = {}

@@ -17,7 +17,9 @@ from accel.datapath.errors import NotRunning
 
 _COUNTERS = ("messages_redirected", "bytes_redirected", "messages_tcp", "bytes_tcp")
 
+# The agent does nothing for it, and what was pinned before works.
 _GOES_ON = "agent stopped, acceleration goes on"
+_IDLE_GOES_ON = "agent idle, acceleration goes on"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -41,13 +43,16 @@ def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath 
     """The state file may still be that of an agent before this one."""
     if pid is not None and (agent is None or agent.pid != pid):
         return "starting"
-    if pid is not None and agent is not None and agent.idle_reasons:
-        return "idle"
+    idle = agent is not None and bool(agent.idle_reasons)
     if datapath is None:
-        return "starting" if pid is not None else "not running"
+        if pid is None:
+            return "not running"
+        return "idle" if idle else "starting"
     if not datapath.enabled:
         return "paused"
-    return "accelerating" if pid is not None else _GOES_ON
+    if pid is None:
+        return _GOES_ON
+    return _IDLE_GOES_ON if idle else "accelerating"
 
 
 def _facts(
@@ -117,6 +122,11 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
     )
     for reason in (*facts["idle_reasons"], *facts["problems"]):
         output.line(output.styled(f"  {reason}", "warn"))
+    if facts["idle_reasons"] and "totals" not in facts:
+        output.note(
+            "  try: `accel check` says what to do about it; traffic is left alone until then"
+        )
+        return
     if agent is None and "totals" not in facts:
         output.note("  try: start the agent with `accel run`, or name its --bpffs and --run-dir")
         return
@@ -137,7 +147,7 @@ def _health_line(health: str) -> tuple[str, str]:
     """What to say of it, and how to colour that."""
     if health == "paused":
         return "paused: every message goes by TCP until `accel resume`", "warn"
-    if health == _GOES_ON:
+    if health in (_GOES_ON, _IDLE_GOES_ON):
         return f"{health}; new pods go unnoticed until `accel run`", "warn"
     return health, "ok" if health == "accelerating" else "warn"
 
@@ -145,7 +155,8 @@ def _health_line(health: str) -> tuple[str, str]:
 def _agent_line(agent: dict[str, Any]) -> str:
     if not agent["running"]:
         return "not running"
-    return f"pid {agent['pid']}, since {agent['started_at']}, below {agent['cgroup']}"
+    below = f", below {agent['cgroup']}" if agent["cgroup"] else ""
+    return f"pid {agent['pid']}, since {agent['started_at']}{below}"
 
 
 def _print_numbers(facts: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from accel import bpf
+from accel.bpf.door import probe
 from accel.core.strategy import Era, bears_enrolled_apps
 from accel.datapath import selftest
 from accel.datapath.generation import object_spec
@@ -63,10 +64,14 @@ class Fitness(msgspec.Struct, frozen=True):
         return self.facts.era if self.facts else Era.UNKNOWN
 
     @property
+    def failed(self) -> tuple[Finding, ...]:
+        """What makes it unusable."""
+        return (*self._with(Status.BROKEN), *self._with(Status.UNFIT))
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not usable."""
-        failed = (*self._with(Status.BROKEN), *self._with(Status.UNFIT))
-        return tuple(f"{finding.name}: {finding.detail}" for finding in failed)
+        return tuple(f"{finding.name}: {finding.detail}" for finding in self.failed)
 
     @property
     def broken(self) -> tuple[Finding, ...]:
@@ -89,6 +94,7 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
         _root(),
         _version(release),
         _btf(),
+        _sockmap(),
         _lockdown(),
         _cgroup(cgroup),
         _bpffs(bpffs),
@@ -97,7 +103,7 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
     facts = None
     if all(finding.status in (Status.OK, Status.WARN) for finding in findings):
         findings.append(_other_users())
-        facts, tested = _selftest(cgroup or cgroups.find_mount().point)
+        facts, tested = _selftest(cgroup or cgroups.hierarchy().point)
         findings.extend(tested)
     era = facts.era if facts else Era.UNKNOWN
     return Fitness(
@@ -156,6 +162,18 @@ def _btf() -> Finding:
     )
 
 
+def _sockmap() -> Finding:
+    if probe.map_type(bpf.MapType.SOCKHASH) is probe.Answer.NO:
+        return Finding(
+            "sockmap",
+            Status.UNFIT,
+            "this kernel has no BPF_MAP_TYPE_SOCKHASH",
+            "run a kernel built with CONFIG_BPF_SYSCALL=y and, before Linux 5.13, "
+            "CONFIG_BPF_STREAM_PARSER=y",
+        )
+    return Finding("sockmap", Status.OK, "BPF_MAP_TYPE_SOCKHASH")
+
+
 def _lockdown() -> Finding:
     try:
         text = _LOCKDOWN.read_text()
@@ -173,16 +191,19 @@ def _lockdown() -> Finding:
 
 def _cgroup(cgroup: Path | None) -> Finding:
     try:
-        mount = cgroups.find_mount()
+        mount = cgroups.hierarchy()
     except LinuxError as e:
-        return Finding("cgroup v2", Status.BROKEN, str(e), e.remedy)
+        status = Status.UNFIT if isinstance(e, cgroups.NoCgroup2) else Status.BROKEN
+        return Finding("cgroup v2", status, str(e), e.remedy)
     if cgroup is not None:
         if not (cgroup / "cgroup.controllers").exists():  # v1 has no such file
             return Finding(
                 "cgroup v2",
                 Status.BROKEN,
                 f"{cgroup} is not a cgroup v2 directory",
-                f"name one below {mount.point}",
+                "mount cgroup v2, or leave --cgroup out"
+                if mount.is_our_own
+                else f"name one below {mount.point}",
             )
         return Finding("cgroup v2", Status.OK, f"{cgroup} (as told)")
     if not mount.is_whole:
@@ -192,6 +213,14 @@ def _cgroup(cgroup: Path | None) -> Finding:
             f"{mount.point} shows {mount.root}, not the root of the hierarchy: pods elsewhere "
             "would not be seen",
             "run in the host's cgroup namespace, with the host's /sys/fs/cgroup mounted",
+        )
+    if mount.is_our_own:
+        return Finding(
+            "cgroup v2",
+            Status.WARN,
+            "not mounted here: accel uses a mount of its own, and tells containers that share "
+            "its root cgroup apart by the proxy's uid, which a process may pick for itself",
+            "boot with systemd.unified_cgroup_hierarchy=1",
         )
     return Finding("cgroup v2", Status.OK, f"{mount.point}")
 

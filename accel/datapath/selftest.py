@@ -94,12 +94,16 @@ def run(cgroup: Path) -> Facts:
     """
     private = cgroup / f"accel-selftest-{os.getpid()}"
     with _cgroups(private):
-        child = subprocess.run(
-            [sys.executable, "-m", "accel.datapath.selftest", str(private)],
-            capture_output=True,
-            timeout=_DEADLINE_SECONDS,
-            check=False,
-        )
+        try:
+            child = subprocess.run(
+                [sys.executable, "-m", "accel.datapath.selftest", str(private)],
+                capture_output=True,
+                timeout=_DEADLINE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            error = f"not done after {_DEADLINE_SECONDS:g} s"
+            return _unfinished(error, "look whether this node is overloaded")
     try:
         return msgspec.json.decode(child.stdout, type=Facts)
     except msgspec.DecodeError as e:
@@ -459,7 +463,11 @@ def main(cgroup: Path) -> Facts:
     try:
         return _test(cgroup)
     except AccelError as e:
-        return Facts(Era.UNKNOWN, (0, 0, 0), False, False, (), error=str(e), remedy=e.remedy)
+        return _unfinished(str(e), e.remedy)
+
+
+def _unfinished(error: str, remedy: str | None) -> Facts:
+    return Facts(Era.UNKNOWN, (0, 0, 0), False, False, (), error=error, remedy=remedy)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from accel.errors import LinuxError
 from accel.linux.process import PROC, VANISHED, text
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 ROOT_ID = 1
 """Id of the real root of the hierarchy, whatever namespace one looks from.
@@ -30,6 +35,11 @@ class Mount:
 
     point: Path
     root: str = "/"
+
+    @property
+    def is_our_own(self) -> bool:
+        """Whether hierarchy() made it."""
+        return self.point.is_relative_to(f"{PROC}/{os.getpid()}/fd")
 
     @property
     def is_whole(self) -> bool:
@@ -65,6 +75,57 @@ def find_mount(proc: str = PROC) -> Mount:
             "or boot with systemd.unified_cgroup_hierarchy=1",
         )
     return next((mount for mount in mounts if mount.is_whole), mounts[0])
+
+
+def hierarchy() -> Mount:
+    """find_mount(), or a mount of our own on a host that has cgroup v1 alone.
+
+    Ours is in no mount namespace, so nobody else meets it, and ends with this process; its
+    children reach it through the same path.  The hierarchy itself is always there: without
+    anybody's doing every process is in its root.
+
+    Raises:
+        LinuxError: None is mounted, and none can be; a NoCgroup2 if this kernel has none.
+    """
+    try:
+        return find_mount()
+    except LinuxError as e:
+        return _own_mount(e.remedy)
+
+
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # Linux 5.2, the same on every architecture
+_FSCONFIG_CMD_CREATE = 6
+_CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+
+
+class NoCgroup2(LinuxError):
+    """This kernel was built without cgroup v2."""
+
+
+@cache
+def _own_mount(remedy: str | None) -> Mount:
+    try:
+        context = _call(_FSOPEN, b"cgroup2", _CLOEXEC)
+        try:
+            _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            fd = _call(_FSMOUNT, context, _CLOEXEC, 0)
+        finally:
+            os.close(context)
+    except OSError as e:
+        kind = NoCgroup2 if e.errno in (errno.ENODEV, errno.ENOSYS) else LinuxError
+        raise kind(
+            f"find cgroup v2: none is mounted, and to mount one privately gave {e.strerror}",
+            remedy=remedy,
+        ) from e
+    return Mount(Path(f"{PROC}/{os.getpid()}/fd/{fd}"))
+
+
+def _call(number: int, *arguments: bytes | int | None) -> int:
+    """A system call that libc has no name for yet."""
+    result: int = _libc.syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
 
 
 def iter_mounts(mountinfo: str) -> Iterator[Mount]:

@@ -26,7 +26,8 @@ PROGRAMS = (
     "bpftool", "ip", "ip6tables", "ip6tables-restore", "ip6tables-save", "iptables",
     "iptables-legacy", "iptables-restore", "iptables-save", "nft", "nginx", "ss", "tc", "tcpdump",
     # busybox's of these would run busybox's ip and the like, whatever PATH has.
-    "bash", "env", "nsenter", "setsid", "sh", "timeout", "unshare", "xargs",
+    "bash", "env", "mount", "nsenter", "setpriv", "setsid", "sh", "sysctl", "timeout", "umount",
+    "unshare", "xargs",
 )  # fmt: skip
 # Loaded by those programs by name, so that ldd does not tell.
 PLUGINS = ("/usr/lib/*/xtables/*.so", "/usr/lib/*/libgcc_s.so.1", "/usr/lib/nginx/modules/*.so")
@@ -184,6 +185,7 @@ def _add_applets(tree: Tree, busybox: Path) -> None:
 
 def modules_of(kernel: Unpacked, cache: Path) -> Path:
     """Modules and settings: kept beside the base, one for each kernel."""
+    assert kernel.modules is not None
     sources = [HERE / "modules.py", HERE / "cpio.py", Path(__file__), kernel.image]
     target = cache / f"modules-{kernel.release}-{_fingerprint(sources)}.cpio"
     if not target.exists():
@@ -196,12 +198,19 @@ def modules_of(kernel: Unpacked, cache: Path) -> Path:
     return target
 
 
-def project(top: Path, command: Sequence[str], scratch: Path) -> Path:
-    """The project tree and the command: made anew for each run."""
+def project(top: Path, venv: Path, setup: str, command: Sequence[str], scratch: Path) -> Path:
+    """The project tree and the command: made anew for each run.
+
+    Args:
+        setup: Shell commands that run first; one that fails keeps the command from running.
+    """
     tree = Tree()
     for path in walk(top, NOT_OURS):
         tree.add_file(_in_guest(path), path)
-    script = f"cd {shlex.quote(str(top))} && exec {shlex.join(command)}\n"
+    script = (
+        f"PATH={shlex.quote(str(venv / 'bin'))}:$PATH\nset -e\n{setup}\n"
+        f"cd {shlex.quote(str(top))} && exec {shlex.join(command)}\n"
+    )
     tree.add_bytes(PurePosixPath("/guest/command"), script.encode())
     target = scratch / "project.cpio"
     tree.write(target)

@@ -13,30 +13,38 @@ import debian
 
 @dataclass(frozen=True)
 class Kernel:
-    """One row of kernels.toml."""
+    """One row of kernels.toml, which says what the fields mean."""
 
     name: str
     suites: tuple[str, ...]
-    version: str  # glob over VERSION in linux-PART-VERSION
-    parts: tuple[str, ...]  # each PART of it
-    cpu: str  # as QEMU names it
+    version: str = ""
+    parts: tuple[str, ...] = ()
+    package: str = ""
+    cpu: str = ""
+    supported: bool = True
 
 
 @dataclass(frozen=True)
 class Unpacked:
     """A kernel package on disk."""
 
-    release: str  # as uname -r says
+    release: str  # as uname -r says, or the package's name
     image: Path
-    modules: Path  # the directory that kernel/*.ko are in
+    modules: Path | None  # the directory that kernel/*.ko are in
     settings: Path | None  # what it was built with, where the package says
+
+    @property
+    def is_user_mode(self) -> bool:
+        """Whether the image is a program of this machine."""
+        return self.modules is None
 
 
 def read_matrix(path: Path) -> dict[str, Kernel]:
     """The kernels of kernels.toml by name, oldest first."""
     rows = tomllib.loads(path.read_text())
+    lists = ("suites", "parts")
     return {
-        name: Kernel(name, tuple(row["suites"]), row["version"], tuple(row["parts"]), row["cpu"])
+        name: Kernel(name, **{key: tuple(row[key]) if key in lists else row[key] for key in row})
         for name, row in rows.items()
     }
 
@@ -72,21 +80,24 @@ def _download(kernel: Kernel, cache: Path, into: Path) -> list[Path]:
     for suite in kernel.suites:
         try:
             archive = debian.Suite(suite, cache / "apt" / suite)
-            versions = _versions(archive, kernel)
-            if versions:
-                newest = max(versions, key=_by_number)
-                names = [f"linux-{part}-{newest}" for part in kernel.parts]
+            if names := _packages(archive, kernel):
                 return [archive.download(name, into) for name in names]
-            refusals.append(f"{suite} has no linux-{kernel.parts[0]}-{kernel.version}")
+            wanted = kernel.package or f"linux-{kernel.parts[0]}-{kernel.version}"
+            refusals.append(f"{suite} has no {wanted}")
         except debian.Unavailable as missing:
             refusals.append(str(missing))
     raise debian.Unavailable(f"kernel {kernel.name} is not to be had: {'; '.join(refusals)}")
 
 
-def _versions(archive: debian.Suite, kernel: Kernel) -> list[str]:
+def _packages(archive: debian.Suite, kernel: Kernel) -> list[str]:
+    """Names of the packages to fetch; none where the suite has no such kernel."""
+    if kernel.package:
+        return [name for name in archive.names(kernel.package) if name == kernel.package]
     prefix = f"linux-{kernel.parts[0]}-"
-    names = archive.names(prefix)
-    return fnmatch.filter([name.removeprefix(prefix) for name in names], kernel.version)
+    known = [name.removeprefix(prefix) for name in archive.names(prefix)]
+    versions = fnmatch.filter(known, kernel.version)
+    newest = max(versions, key=_by_number, default=None)
+    return [f"linux-{part}-{newest}" for part in kernel.parts] if newest else []
 
 
 def _by_number(name: str) -> list[int]:
@@ -94,7 +105,13 @@ def _by_number(name: str) -> list[int]:
 
 
 def _look_into(home: Path) -> Unpacked:
-    """Up to 6.x the image is boot/vmlinuz-*; later it lies among the modules."""
+    """Up to 6.x the image is boot/vmlinuz-*; later it lies among the modules.
+
+    User-mode Linux is a program; what it has of modules no test needs.
+    """
+    user_mode = home / "usr" / "bin" / "linux.uml"
+    if user_mode.exists():
+        return Unpacked(user_mode.name, user_mode, None, None)
     (modules,) = [*home.glob("lib/modules/*"), *home.glob("usr/lib/modules/*")]
     image = home / "boot" / f"vmlinuz-{modules.name}"
     if not image.exists():

@@ -1,16 +1,24 @@
-"""The compilers for BPF that this machine has, and how each is asked for an object."""
+"""The compilers for BPF that this machine has, and how each is asked for an object.
+
+A machine without any, as those that build/vm/run boots, finds the objects in BROUGHT:
+
+    python -m tests.bpf.compilers     builds those that are not there or older than their source
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 OBJECTS = Path(__file__).parents[1] / "objects"
+BROUGHT = OBJECTS / "built"
 TARGETS = ("bpfel", "bpfeb")
 
 _HEADERS = (f"/usr/include/{os.uname().machine}-linux-gnu", "/usr/include")
@@ -85,3 +93,27 @@ def every_other() -> list[Compiler]:
 def sources() -> list[str]:
     """Names of all the objects that open."""
     return sorted(path.name.removesuffix(".bpf.c") for path in OBJECTS.glob("*.bpf.c"))
+
+
+def brought(name: str, target: str) -> Path | None:
+    """The object of that source, built beforehand on another machine."""
+    path = BROUGHT / f"{name}.{target}.o"
+    return path if path.exists() else None
+
+
+def bring() -> None:
+    """Build every object, for machines without a compiler."""
+    compiler = clang()
+    if compiler is None:
+        raise SystemExit("clang is missing: apt-get install clang")
+    BROUGHT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BROUGHT) as scratch:
+        for name, target in itertools.product(sources(), TARGETS):
+            built = BROUGHT / f"{name}.{target}.o"
+            source = OBJECTS / f"{name}.bpf.c"
+            if not built.exists() or built.stat().st_mtime < source.stat().st_mtime:
+                compiler.compile(name, target, Path(scratch)).rename(built)
+
+
+if __name__ == "__main__":
+    bring()

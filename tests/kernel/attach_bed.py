@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -25,13 +24,13 @@ from accel.bpf.loading.object import Object, load
 from accel.bpf.maps.variable import with_variables
 from accel.bpf.opening.opener import open_object
 from tests.bpf.conftest import Compile, compiled
+from tests.patience import scaled
 
 __all__ = [
     "Load",
     "Netns",
     "attach_object",
     "compiled",
-    "find_object",
     "hits",
     "is_since",
     "load_attach",
@@ -41,7 +40,7 @@ __all__ = [
     "wait_for",
 ]
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = scaled(10.0)
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 3
 
@@ -70,19 +69,10 @@ Load = Callable[..., Object]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def find_object(request: pytest.FixtureRequest, name: str) -> Path:
-    """An object of tests/objects, compiled; or brought along by a machine without a compiler."""
-    brought = Path(__file__).parents[1] / "objects" / f"{name}.bpf.o"
-    if shutil.which("clang") is None and brought.exists():
-        return brought
-    build: Compile = request.getfixturevalue("compiled")
-    return build(name)
-
-
 @pytest.fixture(scope="session")
-def attach_object(request: pytest.FixtureRequest) -> Path:
+def attach_object(compiled: Compile) -> Path:
     """tests/objects/attach.bpf.c, built."""
-    return find_object(request, "attach")
+    return compiled("attach")
 
 
 @pytest.fixture

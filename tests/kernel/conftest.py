@@ -11,8 +11,6 @@ import ctypes
 import gc
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,9 +26,13 @@ from accel.bpf.errors import BpfError, NotSupported
 from accel.bpf.format.insn import Instruction
 from accel.bpf.loading.program import Program
 from accel.bpf.spec import ProgramSpec
+from tests.bpf.conftest import Compile, compiled
+from tests.patience import scaled
+
+__all__ = ["compiled"]
 
 MNT_DETACH = 2
-LINGER_SECONDS = 10.0  # how long the kernel may take to free what nobody holds
+LINGER_SECONDS = scaled(10.0)  # how long the kernel may take to free what nobody holds
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -183,34 +185,13 @@ def bpffs(tmp_path: Path) -> Iterator[Path]:
 
 # --- objects and programs ----------------------------------------------------------------------
 
-OBJECTS = Path(__file__).parents[1] / "objects"
-
 LoadProgram = Callable[..., Program]
 
 
 @pytest.fixture(scope="session")
-def loading_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/objects/loading.bpf.c, compiled for this machine.
-
-    A machine without a compiler, as those we boot other kernels on, may bring
-    the object along, beside its source.
-    """
-    clang = shutil.which("clang")
-    if clang is None:
-        brought = OBJECTS / "loading.bpf.o"
-        if not brought.exists():
-            pytest.skip("needs clang, or tests/objects/loading.bpf.o")
-        return brought
-    built = tmp_path_factory.mktemp("objects") / "loading.bpf.o"
-    headers = f"/usr/include/{os.uname().machine}-linux-gnu"
-    subprocess.run(
-        [
-            *(clang, "-target", "bpf", "-O2", "-g", "-mcpu=v3", "-idirafter", headers),
-            *("-c", str(OBJECTS / "loading.bpf.c"), "-o", str(built)),
-        ],
-        check=True,
-    )
-    return built
+def loading_object(compiled: Compile) -> Path:
+    """tests/objects/loading.bpf.c, built."""
+    return compiled("loading")
 
 
 @pytest.fixture

@@ -29,10 +29,11 @@ from accel.demo.container import Container
 from accel.demo.process import Process
 from accel.demo.testbed import Pod, Testbed
 from accel.linux import cgroup as cgroups
+from tests.patience import scaled
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = scaled(30.0)
 
 PROJECT = Path(__file__).parents[2]
 
@@ -78,7 +79,7 @@ def accel(
         [*before, sys.executable, "-m", "accel", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
         check=False,
         env=environment(env),
         cwd=package,

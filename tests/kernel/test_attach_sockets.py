@@ -35,6 +35,7 @@ from tests.kernel.attach_bed import (
     wait_for,
 )
 from tests.kernel.conftest import LoadProgram
+from tests.patience import scaled
 
 __all__ = ["attach_object", "compiled", "load_attach", "netns"]
 
@@ -264,7 +265,7 @@ def test_sk_lookup_decides_who_is_connected(load_attach: Load, netns: Netns) -> 
     def connect() -> None:
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
-            socket.create_connection(server.getsockname(), timeout=5),
+            socket.create_connection(server.getsockname(), timeout=scaled(5)),
         ):
             pass
 

@@ -19,7 +19,8 @@ from accel.bpf.links.struct_ops import attach_struct_ops, write_struct_ops
 from accel.bpf.loading.object import Object, load
 from accel.bpf.opening.opener import open_object
 from accel.bpf.spec import ObjectSpec
-from tests.kernel.attach_bed import compiled, find_object, needs, skip_without_trampolines
+from tests.bpf.conftest import Compile
+from tests.kernel.attach_bed import compiled, needs, skip_without_trampolines
 
 __all__ = ["compiled"]
 
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture(scope="module")
-def tables(request: pytest.FixtureRequest) -> ObjectSpec:
-    return open_object(find_object(request, "attach_struct_ops"))
+def tables(compiled: Compile) -> ObjectSpec:
+    return open_object(compiled("attach_struct_ops"))
 
 
 def load_table(spec: ObjectSpec, name: str) -> Object:

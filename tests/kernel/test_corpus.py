@@ -16,6 +16,7 @@ import pytest
 
 from accel.bpf import BpfError, ObjectError, ShapeError, load, open_object
 from tests.bpf.corpus import every_package
+from tests.patience import scaled
 
 pytestmark = pytest.mark.kernel
 
@@ -45,7 +46,7 @@ def ask_bpftool(path: Path) -> Verdict:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=scaled(120),
     )
     assert done.returncode in (0, 1), done.stderr
     if done.returncode:

@@ -28,6 +28,7 @@ from accel.bpf.maps.perfbuf import PerfBuffer
 from accel.bpf.spec import MapSpec
 from tests.bpf.handmade import Builder
 from tests.kernel.conftest import LoadProgram
+from tests.patience import scaled
 
 pytestmark = pytest.mark.kernel
 
@@ -209,7 +210,7 @@ def test_it_can_be_awaited(write: Program, events: Map[bytes, bytes]) -> None:
 
     async def both() -> list[bytes]:
         records: list[bytes] = []
-        with PerfBuffer(events) as buffer, anyio.fail_after(60):
+        with PerfBuffer(events) as buffer, anyio.fail_after(scaled(60)):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, buffer, records)
                 for number in range(count):
@@ -226,7 +227,7 @@ def test_too_few_for_a_wakeup_are_seen_all_the_same(
     async def first() -> bytes:
         with PerfBuffer(events, wakeup_records=100, patience_seconds=0.01) as buffer:
             write.test_run(bytes(33))
-            with anyio.fail_after(30):
+            with anyio.fail_after(scaled(30)):
                 async for record in buffer:
                     return record
         raise AssertionError("it never ends by itself")
@@ -365,7 +366,7 @@ def test_closing_ends_an_iteration_that_waits(events: Map[bytes, bytes]) -> None
 
     async def both() -> None:
         buffer = PerfBuffer(events, patience_seconds=3600)
-        with anyio.fail_after(30):
+        with anyio.fail_after(scaled(30)):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, buffer)
                 await anyio.wait_all_tasks_blocked()

@@ -31,6 +31,7 @@ from accel.bpf.spec import MapSpec
 from tests.bpf.conftest import Compile, compiled
 from tests.bpf.handmade import Builder
 from tests.kernel.conftest import LoadProgram
+from tests.patience import scaled
 
 __all__ = ["compiled"]
 
@@ -166,7 +167,7 @@ def test_it_can_be_awaited(write: Program, events: Map[bytes, bytes]) -> None:
 
     async def both() -> list[bytes]:
         records: list[bytes] = []
-        with RingBuffer(events) as ring, anyio.fail_after(60):
+        with RingBuffer(events) as ring, anyio.fail_after(scaled(60)):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, ring, records)
                 for number in range(count):
@@ -403,7 +404,7 @@ def test_closing_ends_an_iteration(write: Program, events: Map[bytes, bytes]) ->
 
     async def both() -> None:
         ring = RingBuffer(events)
-        with anyio.fail_after(30):
+        with anyio.fail_after(scaled(30)):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, ring, "waiting")
                 await anyio.wait_all_tasks_blocked()

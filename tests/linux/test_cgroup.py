@@ -1,5 +1,6 @@
 """cgroup v2: recorded mount tables, and how paths are found in them."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def test_no_hierarchy_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(LinuxError, match="cgroup v2") as caught:
         cgroup.find_mount(str(tmp_path))
     assert caught.value.remedy is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENODEV, cgroup.NoCgroup2), (errno.EPERM, LinuxError)]
+)
+def test_no_mount_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, number: int, kind: type[LinuxError]
+) -> None:
+    """No kernel of a distribution lacks cgroup v2, so its answer is made up here."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    def find() -> Mount:
+        raise LinuxError("none", remedy="mount one")
+
+    monkeypatch.setattr(cgroup, "_call", refuse)
+    monkeypatch.setattr(cgroup, "find_mount", find)
+    with pytest.raises(LinuxError, match=os.strerror(number)) as caught:
+        cgroup.hierarchy()
+    assert type(caught.value) is kind
+    assert caught.value.remedy == "mount one"
 
 
 def test_the_id_is_the_inode_and_what_is_gone_has_none(tmp_path: Path) -> None:

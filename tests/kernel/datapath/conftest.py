@@ -12,8 +12,9 @@ import pytest
 
 from tests.kernel.conftest import cgroup2_mount
 from tests.kernel.datapath.bed import Bed, Network, attached
+from tests.patience import scaled
 
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = int(scaled(90))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 
 from accel.datapath.layout import Hop
 from tests.kernel.datapath.bed import Bed, Pair, eventually, exchange, read
+from tests.patience import few
 
 pytestmark = pytest.mark.kernel
 
@@ -106,7 +107,7 @@ def test_blocking_app_that_left_loses_nothing(untrusting: Bed) -> None:
     """Bytes on their way in both directions while it leaves."""
     bed = untrusting
     with bed.a.app.listen() as listener:
-        for number in range(200):
+        for number in range(few(200)):
             client, server = _to_blocking_app(bed, listener)
             client.send(b"%06d ask" % number)
             server.send(b"%06d greeting " % number)

@@ -20,6 +20,7 @@ from tests.kernel.datapath.bed import (
     Side,
     attached,
     begin,
+    facts,
     read,
     read_to_end,
     skip_unless_trust_is_borne,
@@ -39,10 +40,9 @@ FLAGS: tuple[dict[str, bool], ...] = (
 
 @pytest.fixture(params=[False, True], ids=["two queues", "one queue"])
 def either_bed(network: Network, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    with attached(network, Constants(charges_rmem=True, one_queue=request.param)) as bed:
-        if request.param:
-            bed.trust()
-            skip_unless_trust_is_borne(bed)
+    if request.param:
+        skip_unless_trust_is_borne()
+    with attached(network, Constants(facts().charges_rmem, request.param)) as bed:
         yield bed
 
 

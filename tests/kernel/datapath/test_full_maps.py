@@ -15,7 +15,6 @@ from accel.core.model import Role
 from accel.core.plan import Action, ContainerEntry, PodEntry, SetAddress, SetContainer, SetPod
 from accel.datapath.layout import Hop, address_bytes
 from tests.kernel.datapath.bed import (
-    CONSTANTS,
     Bed,
     Network,
     Pair,
@@ -172,7 +171,7 @@ def _pod(bed: Bed, number: int, role: Role = Role.APP) -> tuple[Action, ...]:
 @pytest.mark.parametrize("full", ["pods", "containers", "addresses"])
 def test_agent_says_what_found_no_room(network: Network, full: str) -> None:
     held = {"pods": 2, "containers": 4, "addresses": 4}[full]  # what the bed itself needs
-    with attached(network, CONSTANTS, **{full: held}) as bed:
+    with attached(network, **{full: held}) as bed:
         (problem,) = bed.datapath.apply(_pod(bed, 7))
         assert f"map {full} is full: it holds {held}" in problem
         bed.trust()

@@ -6,10 +6,11 @@ import pytest
 
 from accel.datapath.layout import Hop, Verdict, Way
 from tests.kernel.datapath.bed import Actor, Bed, exchange, read
+from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
-CONNECTIONS = 200
+CONNECTIONS = few(200)
 
 
 def _ends(bed: Bed, hop: Hop) -> tuple[Actor, Actor]:

@@ -11,7 +11,15 @@ import pytest
 
 from accel.datapath.layout import Hop, Way
 from accel.demo.interception import INBOUND_PORT, OUTBOUND_PORT, Inbound, intercept
-from tests.kernel.datapath.bed import Bed, Network, PodBed, attached, begin, exchange
+from tests.kernel.datapath.bed import (
+    PATIENCE_SECONDS,
+    Bed,
+    Network,
+    PodBed,
+    attached,
+    begin,
+    exchange,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -49,7 +57,7 @@ def _listen_inbound(pod: PodBed, host: str, inbound: Inbound) -> socket.socket:
     sock.setsockopt(level, option, 1)
     sock.bind((host, INBOUND_PORT))
     sock.listen()
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE_SECONDS)
     return sock
 
 

@@ -22,7 +22,6 @@ from accel.datapath.errors import DatapathError, NotRunning
 from accel.datapath.generation import generations
 from accel.datapath.layout import Verdict
 from tests.kernel.datapath.bed import (
-    CONSTANTS,
     SOCKHASHES,
     Bed,
     Network,
@@ -34,19 +33,22 @@ from tests.kernel.datapath.bed import (
     read,
     read_to_end,
     some_bytes,
+    this_kernel,
     write,
 )
+from tests.patience import stride
 
 pytestmark = pytest.mark.kernel
 
 ROOM = 1024
 SO_ZEROCOPY = 60  # asm-generic/socket.h
+STRIDE = stride()
 
 
 @contextmanager
 def started(network: Network, bpffs: Path, room: int = ROOM) -> Iterator[Bed]:
     """A bed whose data path is pinned, and stays so when this is over."""
-    with loading.start(bpffs, network.cgroup, CONSTANTS, room) as datapath:
+    with loading.start(bpffs, network.cgroup, this_kernel(), room) as datapath:
         pins = datapath.generation
         with ExitStack() as stack:
             names = (*SOCKHASHES, "kept_out")
@@ -62,7 +64,7 @@ def started(network: Network, bpffs: Path, room: int = ROOM) -> Iterator[Bed]:
 def removed(bpffs: Path, network: Network) -> Iterator[None]:
     """Whatever a test leaves pinned is taken off the cgroup when it ends."""
     yield
-    with loading.start(bpffs, network.cgroup, CONSTANTS, ROOM):
+    with loading.start(bpffs, network.cgroup, this_kernel(), ROOM):
         pass
     loading.remove(bpffs)
     assert list(generations(bpffs)) == []
@@ -171,10 +173,10 @@ def test_other_cgroup_is_refused(network: Network, bpffs: Path, cgroup: Path) ->
     with started(network, bpffs) as bed:
         bed.trust()
         with pytest.raises(DatapathError, match="another cgroup") as caught:
-            loading.start(bpffs, cgroup, CONSTANTS, ROOM)
+            loading.start(bpffs, cgroup, this_kernel(), ROOM)
         assert caught.value.remedy
         with pytest.raises(DatapathError, match="another cgroup"):
-            loading.start(bpffs, cgroup, CONSTANTS, 2 * ROOM)
+            loading.start(bpffs, cgroup, this_kernel(), 2 * ROOM)
         assert [g.max_connections for g in generations(bpffs)] == [ROOM]
         assert _accelerated(bed, _new_pair(bed)) == 2
 
@@ -232,7 +234,7 @@ def test_cgroup_that_was_removed(network: Network, bpffs: Path, cgroup: Path) ->
     """Its link is an empty husk: the next start attaches anew."""
     doomed = cgroup / "doomed"
     doomed.mkdir()
-    with loading.start(bpffs, doomed, CONSTANTS, ROOM) as datapath:
+    with loading.start(bpffs, doomed, this_kernel(), ROOM) as datapath:
         pin = datapath.generation.link
     doomed.rmdir()
     with Link.from_pin(pin) as link:
@@ -308,7 +310,7 @@ def _is_alive(network: Network, bpffs: Path, room: int = ROOM) -> None:
 
 
 def _start(network: Network, bpffs: Path, room: int = ROOM) -> Datapath:
-    return loading.start(bpffs, network.cgroup, CONSTANTS, room)
+    return loading.start(bpffs, network.cgroup, this_kernel(), room)
 
 
 def test_start_may_be_killed_anywhere(network: Network, bpffs: Path) -> None:
@@ -316,7 +318,7 @@ def test_start_may_be_killed_anywhere(network: Network, bpffs: Path) -> None:
     while _killed_at(step, lambda: _start(network, bpffs)):
         _is_alive(network, bpffs)
         loading.remove(bpffs)
-        step += 1
+        step += STRIDE
     assert step > 10
 
 
@@ -325,7 +327,7 @@ def test_take_over_may_be_killed_anywhere(network: Network, bpffs: Path) -> None
     _start(network, bpffs).close()
     while _killed_at(step, partial(_start, network, bpffs, room)):
         _is_alive(network, bpffs, room)
-        step, room = step + 1, 3 * ROOM - room
+        step, room = step + STRIDE, 3 * ROOM - room
     assert step > 10
 
 
@@ -334,7 +336,7 @@ def test_removal_may_be_killed_anywhere(network: Network, bpffs: Path) -> None:
     _start(network, bpffs).close()
     while _killed_at(step, lambda: loading.remove(bpffs)):
         _is_alive(network, bpffs)
-        step += 1
+        step += STRIDE
     assert step > 10
     assert list(generations(bpffs)) == []
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from accel.core.strategy import Era, bears_enrolled_apps
 from accel.datapath.layout import Hop, Way
-from accel.datapath.loading import Constants
 from tests.kernel.datapath import maker
 from tests.kernel.datapath.bed import (
     Actor,
@@ -30,12 +30,14 @@ from tests.kernel.datapath.bed import (
     attached,
     begin,
     eventually,
+    facts,
     skip_unless_trust_is_borne,
     wait_for,
     write,
 )
+from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 PORT = 8080
 
@@ -207,39 +209,59 @@ def _ask_all(actor: Actor, port: int) -> None:
             assert _answer(client) == answer
 
 
-@pytest.mark.usefixtures("nginx")
-def test_directly_with_default_settings(bed: Bed) -> None:
-    """From its sidecar; nothing of it is accelerated."""
-    for _ in range(5):
-        _ask_all(bed.a.sidecar, PORT)
-    assert bed.datapath.statistics().total.messages_redirected == 0
+@pytest.fixture
+def default(bed: Bed) -> Bed:
+    """The pods as accel treats them on this kernel when it is told nothing."""
+    for pod in (bed.a, bed.b):
+        bed.mesh(pod, enrol_apps=bears_enrolled_apps(facts().era))
+    return bed
+
+
+def _assert_app_untrusted(bed: Bed) -> None:
+    """Nothing was redirected into the app; from it, only where it may be enrolled."""
+    traffic = bed.datapath.statistics().traffic
+    into_app = ((Hop.APP_SIDECAR, Way.RESPONSE), (Hop.SIDECAR_APP, Way.REQUEST))
+    assert [traffic[hop, way].messages_redirected for hop, way in into_app] == [0, 0]
+    total = bed.datapath.statistics().total.messages_redirected
+    assert (total > 0) == bears_enrolled_apps(facts().era)
 
 
 @pytest.mark.usefixtures("nginx")
-def test_through_the_sidecar_with_default_settings(bed: Bed) -> None:
-    with _relay(bed) as port:
-        for _ in range(5):
-            _ask_all(bed.a.app, port)
-    assert bed.enrolled() == 0
+def test_directly_with_default_settings(default: Bed) -> None:
+    """From its sidecar."""
+    for _ in range(few(5, least=2)):
+        _ask_all(default.a.sidecar, PORT)
+    _assert_app_untrusted(default)
+
+
+@pytest.mark.usefixtures("nginx")
+def test_through_the_sidecar_with_default_settings(default: Bed) -> None:
+    with _relay(default) as port:
+        for _ in range(few(5, least=2)):
+            _ask_all(default.a.app, port)
+    _assert_app_untrusted(default)
 
 
 @pytest.mark.usefixtures("nginx")
 @pytest.mark.parametrize(("request_", "sends", "answer"), REQUESTS, ids=IDS)
 def test_each_request_on_a_new_connection(
-    bed: Bed, request_: bytes, sends: int, answer: bytes
+    default: Bed, request_: bytes, sends: int, answer: bytes
 ) -> None:
-    with _relay(bed) as relay:
-        for port, actor in ((PORT, bed.a.sidecar), (relay, bed.a.app)):
+    with _relay(default) as relay:
+        for port, actor in ((PORT, default.a.sidecar), (relay, default.a.app)):
             for _ in range(3):
                 with actor.socket() as client:
                     begin(client, ("127.0.0.1", port))
                     _send_in(client, request_, sends)
                     assert _answer(client) == answer
+    _assert_app_untrusted(default)
 
 
 @pytest.mark.usefixtures("nginx")
 def test_trusted(bed: Bed) -> None:
     """What this kernel bears of it: redirected requests, each small enough to stay so."""
+    if facts().era is Era.OLD:
+        pytest.skip("trust is refused here: nginx would hang, as FIONREAD misses redirected bytes")
     bed.trust()
     client = bed.keep(bed.a.sidecar.socket())
     begin(client, ("127.0.0.1", PORT))
@@ -253,9 +275,9 @@ def test_trusted(bed: Bed) -> None:
 @pytest.fixture
 def trusted(network: Network) -> Iterator[Bed]:
     """A bed that trusts its apps, as the agent would."""
-    with attached(network, Constants(charges_rmem=True, one_queue=True)) as bed:
+    skip_unless_trust_is_borne()
+    with attached(network) as bed:
         bed.trust()
-        skip_unless_trust_is_borne(bed)
         yield bed
 
 

@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 
 from accel.datapath.layout import Hop, Way
-from accel.datapath.loading import Constants
 from tests.kernel.datapath.bed import (
     Bed,
     Network,
@@ -36,9 +35,9 @@ WAYS = ("into the passive end", "into the active end")
 
 @pytest.fixture
 def bed(network: Network) -> Iterator[Bed]:
-    with attached(network, Constants(charges_rmem=True, one_queue=True)) as bed:
+    skip_unless_trust_is_borne()
+    with attached(network) as bed:
         bed.trust()
-        skip_unless_trust_is_borne(bed)
         yield bed
 
 

@@ -27,11 +27,12 @@ from tests.kernel.datapath.bed import (
     some_bytes,
     write,
 )
+from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
-DEFERRED = 1000
-STREAMS = 300
+DEFERRED = few(1000)
+STREAMS = few(300)
 AT_ONCE = 6
 
 

@@ -26,6 +26,7 @@ from tests.kernel.datapath.bed import (
     eventually,
     exchange,
 )
+from tests.patience import few
 
 pytestmark = pytest.mark.kernel
 
@@ -154,7 +155,7 @@ def test_who_is_no_pod_is_never_touched(bed: Bed, where: str) -> None:
     seen = 0
     with actor.listen() as listener:
         address = listener.getsockname()
-        for _ in range(100):
+        for _ in range(few(100)):
             clients = actor.sockets(100)
             servers = []
             for client in clients:

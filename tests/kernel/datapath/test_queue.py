@@ -23,11 +23,12 @@ from tests.kernel.datapath.bed import (
     some_bytes,
     write,
 )
+from tests.patience import few
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 
 MOST_BYTES = 8 << 20
-TINY_MESSAGES = 300_000
+TINY_MESSAGES = few(300_000)
 SLACK_BYTES = 4 << 20  # what else a machine does meanwhile
 
 

@@ -1,0 +1,109 @@
+"""Kernels and configurations that accel must leave alone, each really booted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.vm.machine import run
+
+pytestmark = pytest.mark.vm
+
+
+class Case(NamedTuple):
+    """A machine, and the reasons it gives: the beginning of each."""
+
+    kernel: str
+    reasons: tuple[str, ...]
+    append: str = ""
+    setup: str = ""
+
+
+LEFT_ALONE = {
+    "no BTF and no sockmap": Case(
+        "5.10-bare",
+        (
+            "kernel types (BTF): /sys/kernel/btf/vmlinux does not exist",
+            "sockmap: this kernel has no BPF_MAP_TYPE_SOCKHASH",
+        ),
+    ),
+    "older than 5.10": Case("4.19", ("kernel: Linux 4.19.",)),
+    "locked down": Case(
+        "5.10",
+        ("lockdown: the kernel is locked down for confidentiality",),
+        append="lockdown=confidentiality",
+    ),
+    "locked down, which cannot be seen": Case(
+        "5.10",
+        ("self-test: ",),
+        append="lockdown=confidentiality",
+        setup="umount /sys/kernel/security",
+    ),
+}
+
+
+def _facts(case: Case, *arguments: str) -> Any:
+    """What tests.vm.guest_refusal prints."""
+    ran = run(
+        case.kernel,
+        *("python", "-m", "tests.vm.guest_refusal", *arguments),
+        append=case.append,
+        setup=case.setup,
+    )
+    assert ran.code == 0, ran
+    return json.loads(ran.out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE.values(), ids=LEFT_ALONE.keys())
+def test_left_alone(case: Case) -> None:
+    """check says why and exits 1; run idles with the same reasons, and nothing is touched."""
+    facts = _facts(case)
+
+    check = facts["check"]
+    assert (check["code"], check["said"]["usable"]) == (1, False)
+    reasons = check["said"]["reasons"]
+    assert len(reasons) >= len(case.reasons)
+    for expected in case.reasons:
+        assert any(reason.startswith(expected) for reason in reasons), reasons
+
+    assert facts["running"]
+    status = facts["status"]
+    assert (status["code"], status["said"]["health"]) == (1, "idle")
+    assert status["said"]["idle_reasons"] == reasons
+    for reason in reasons:
+        assert reason in facts["status_text"]
+        assert f"this node is not accelerated: {reason}" in facts["log"]
+    assert "Traceback" not in facts["log"]
+    assert facts["present"] == facts["before"]
+    assert facts["code"] == 0
+
+
+def test_trust_is_refused_on_a_kernel_with_a_known_crash() -> None:
+    facts = _facts(Case("5.10-unpatched", ()), "--trust-apps")
+
+    check = facts["check"]["said"]
+    assert (facts["check"]["code"], check["usable"], check["trust_possible"]) == (0, True, False)
+    (bug,) = [found for found in check["findings"] if "CVE-2023-53133" in found["detail"]]
+    assert bug["status"] == "warn"
+    assert "applications are not trusted" in bug["detail"]
+    assert "fixed in 5.10.258" in bug["remedy"]
+    assert facts["status"]["said"]["health"] == "accelerating"
+    for hop, way in (("app-sidecar", "response"), ("sidecar-app", "request")):
+        path = facts["status"]["said"]["strategy"][hop][way]
+        assert not path["accelerated"]
+        assert path["reason"].startswith("trust refused: ")
+
+
+def test_a_host_of_cgroup_v1_alone() -> None:
+    """accel finds a hierarchy of its own, attaches there, and leaves no mount."""
+    facts = _facts(Case("5.10", (), setup="umount /sys/fs/cgroup"))
+
+    check = facts["check"]["said"]
+    assert check["usable"]
+    (finding,) = [found for found in check["findings"] if found["name"] == "cgroup v2"]
+    assert finding["status"] == "warn"
+    assert facts["status"]["said"]["health"] == "accelerating"
+    assert facts["status"]["said"]["agent"]["cgroup"] is None
+    assert len(facts["present"]["links"]) == 1
