@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from accel.datapath.layout import Hop, Way
 from accel.demo.process import Process
 from tests.stress.chaos import Chaos
 from tests.stress.judge import Judgement, Outage, Sentence, is_settled, judge
-from tests.stress.place import Here, Mesh
+from tests.stress.place import Broken, Here, Mesh
 from tests.stress.script import Plot, outline_of, write_script
 from tests.stress.table import CLIENT, FAR, KINDS, NEAR, SERVER, Outcome, Row, State, Table
 from tests.stress.worker import Job
@@ -29,20 +30,6 @@ DRAIN_SECONDS = 150.0  # TCP gives up a FIN that nobody answers after one minute
 
 # By TCP because the chaos said so.
 _COMMANDED = frozenset({"off", "paused", "withdrawn", "untrusted", "closing"})
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How much is enough: all three have to be reached.
-
-    Attributes:
-        connections: That ended as they should; those a kill cut short do not count.
-        bytes: That were received and right.
-    """
-
-    connections: int
-    bytes: int
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -62,6 +49,28 @@ class Tally:
     @property
     def judged(self) -> int:
         return self.sentences.total()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How much is enough: all three have to be reached, unless the time is up before.
+
+    Attributes:
+        connections: That ended as they should; those a kill cut short do not count.
+        bytes: That were received and right.
+    """
+
+    connections: int
+    bytes: int
+    seconds: float = 0.0
+    most_seconds: float = math.inf
+
+    def reached(self, tally: Tally, seconds: float) -> bool:
+        return (
+            tally.whole >= self.connections
+            and tally.received >= self.bytes
+            and seconds >= self.seconds
+        )
 
 
 @dataclass(slots=True)
@@ -91,12 +100,12 @@ class Worker:
         """Whether it works.
 
         Raises:
-            AssertionError: It ended by itself; with its last words.
+            Broken: It ended by itself; with its last words.
         """
         process = self._process
         assert process is not None, "it was not started"
         if not process.is_running and not (self.job.kind == CLIENT and self._table.stopped):
-            raise AssertionError(f"{process.name} {self.job.worker} ended: {process.last_words()}")
+            raise Broken(f"{process.name} {self.job.worker} ended: {process.last_words()}")
         if self._table.ready_pid(self.job.kind, self.job.worker) != process.pid:
             return False
         if self.outage is not None:
@@ -166,6 +175,7 @@ class Conductor:
         ]
         self.chaos = Chaos(plot.seed, calm, self, self._mesh)
         self.tally = Tally()
+        self._began = 0.0
         self.seconds = 0.0
 
     def _job(self, kind: int, number: int, concurrency: int) -> Job:
@@ -199,29 +209,22 @@ class Conductor:
         """Until there was enough, or too many faults.
 
         Raises:
-            AssertionError: A worker or the agent ended by itself, or did not begin.
+            Broken: A worker or the agent ended by itself, or did not begin.
         """
         if self._mesh is not None and self._mesh.has_agent:
             self._mesh.start_agent()
             self._wait(self._mesh.is_agent_ready, START_SECONDS, "the agent is not ready")
         self.chaos.begin()
         self._start_workers()
-        began = time.monotonic()
-        while not self._is_enough(time.monotonic() - began):
-            time.sleep(TICK_SECONDS)
-            self._check_workers()
-            self._harvest()
+        self._began = time.monotonic()
+        while not self._is_enough():
+            self._tick(progress)
             self.chaos.pass_time(self.tally.judged)
-            progress(self.tally)
-        self.seconds = time.monotonic() - began
         self._table.stop()
         self.chaos.end()
         # Every connection ends or is found to hang.
         while self._open or not self._clients_are_over():
-            time.sleep(TICK_SECONDS)
-            self._check_workers()
-            self._harvest()
-            progress(self.tally)
+            self._tick(progress)
             # What hangs keeps its client from ending.
             faults = len(self.tally.faults)
             if faults >= MOST_FAULTS or (faults and not self._open):
@@ -233,6 +236,14 @@ class Conductor:
                 lambda: not datapath.connections(), DRAIN_SECONDS, "connections are not forgotten"
             )
 
+    def _tick(self, progress: Callable[[Tally], None]) -> None:
+        time.sleep(TICK_SECONDS)
+        for worker in self._workers:
+            worker.check()
+        self._harvest()
+        self.seconds = time.monotonic() - self._began
+        progress(self.tally)
+
     def _start_workers(self) -> None:
         # Whoever is connected to goes first.
         for worker in sorted(self._workers, key=lambda worker: -worker.job.kind):
@@ -242,22 +253,14 @@ class Conductor:
     def _wait(self, ready: Callable[[], bool], seconds: float, otherwise: str) -> None:
         give_up = time.monotonic() + seconds
         while not ready():
-            assert time.monotonic() < give_up, f"{otherwise} after {seconds:g} s"
+            if time.monotonic() > give_up:
+                raise Broken(f"{otherwise} after {seconds:g} s")
             time.sleep(TICK_SECONDS)
 
-    def _is_enough(self, seconds: float) -> bool:
-        tally, wanted = self.tally, self._wanted
-        if len(tally.faults) >= MOST_FAULTS:
-            return True
-        return (
-            tally.whole >= wanted.connections
-            and tally.received >= wanted.bytes
-            and seconds >= wanted.seconds
-        )
-
-    def _check_workers(self) -> None:
-        for worker in self._workers:
-            worker.check()
+    def _is_enough(self) -> bool:
+        too_late = self.seconds > self._wanted.most_seconds
+        too_bad = len(self.tally.faults) >= MOST_FAULTS
+        return too_late or too_bad or self._wanted.reached(self.tally, self.seconds)
 
     def _clients_are_over(self) -> bool:
         return all(worker.is_over for worker in self._workers if worker.job.kind == CLIENT)
@@ -366,7 +369,7 @@ class Conductor:
         `share` leaves out what went by TCP because the chaos commanded it, and what came
         too late for anything else.
         """
-        if self._mesh is None or not self._mesh.has_agent:
+        if self._mesh is None or not self._mesh.was_ready:
             return {}
         statistics = self._mesh.datapath.statistics()
         told: dict[str, Any] = {"accepted": statistics.accepted, "refused": statistics.refused}

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from accel import state
 from accel.bpf import BpfError
@@ -36,20 +36,8 @@ PROJECT = Path(__file__).parents[2]
 NEAR_PORT, FAR_PORT, SERVER_PORT = 15101, 15201, 15301
 
 
-class Place(Protocol):
-    """Starts workers, and knows where they find each other."""
-
-    directory: Path
-    kinds: Sequence[int]
-    near: Addresses
-    far: Addresses
-    server: Addresses
-
-    def started(self, kind: int, job: str) -> AbstractContextManager[Process]: ...
-
-    def sockets(self, port: int) -> str:
-        """What `ss` says of the sockets with this port."""
-        ...
+class Broken(Exception):
+    """The run cannot go on: a process ended by itself, or does not do what it should."""
 
 
 def _command(job: str) -> tuple[str, ...]:
@@ -59,7 +47,13 @@ def _command(job: str) -> tuple[str, ...]:
 
 
 class Here:
-    """Plain processes on the loopback of whoever runs this: tries the harness itself."""
+    """Plain processes on the loopback of whoever runs this: tries the harness itself.
+
+    Attributes:
+        directory: For files; it goes with the place.
+        kinds: Of workers.
+        near, far, server: Where those of each kind listen.
+    """
 
     kinds = (CLIENT, NEAR, FAR, SERVER)
 
@@ -78,6 +72,7 @@ class Here:
 
     @contextmanager
     def started(self, kind: int, job: str) -> Iterator[Process]:
+        """Run a worker for as long as the context lasts."""
         with tempfile.TemporaryFile() as log:
             popen = subprocess.Popen(
                 _command(job),
@@ -93,6 +88,7 @@ class Here:
                 process.stop()
 
     def sockets(self, port: int) -> str:
+        """What `ss` says of the sockets with this port."""
         return subprocess.run(_ss(port), capture_output=True, text=True, check=False).stdout
 
 
@@ -117,6 +113,8 @@ def _ss(port: int) -> tuple[str, ...]:
 
 class Mesh:
     """Two meshed pods in cgroups and network namespaces of their own, and their agent.
+
+    It has what Here has.
 
     Args:
         envoy: Real Envoys are the sidecars, and packet rules lead to them; else workers are.
@@ -178,6 +176,7 @@ class Mesh:
     # Workers
 
     def started(self, kind: int, job: str) -> AbstractContextManager[Process]:
+        """See Here."""
         # The project may lie in a home that only root may read.
         container = replace(self._container(kind), capabilities=(CAP_DAC_READ_SEARCH,))
         return container.started(_command(job), name=KINDS[kind])
@@ -191,6 +190,7 @@ class Mesh:
         }[kind]
 
     def sockets(self, port: int) -> str:
+        """See Here."""
         return "".join(f"pod {pod.name}:\n{pod.netns.run(_ss(port))}" for pod in (self.a, self.b))
 
     # The agent
@@ -198,6 +198,11 @@ class Mesh:
     @property
     def agent_runs(self) -> bool:
         return self._agent is not None
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether an agent has ever been."""
+        return bool(self._strategy)
 
     def start_agent(self) -> None:
         trust = ("--trust-apps", "--force-trust") if self._trust else ()
@@ -207,14 +212,16 @@ class Mesh:
         """Whether the agent that was started last has both pods.
 
         Raises:
-            AssertionError: It ended, or will never have them; with its log.
+            Broken: It ended, or will never have them; with its log.
         """
         assert self._agent is not None, "no agent was started"
-        assert self._agent.is_running, f"the agent ended: {self._agent.log}"
+        if not self._agent.is_running:
+            raise Broken(f"the agent ended: {self._agent.log}")
         told = state.read(self.instance.run_dir)
         if told is None or told.pid != self._agent.pid:
             return False
-        assert not told.idle_reasons, f"this kernel is not accelerated: {told.idle_reasons}"
+        if told.idle_reasons:
+            raise Broken(f"the agent leaves this kernel alone: {'; '.join(told.idle_reasons)}")
         self._strategy = told.strategy
         ready = {pod.netns for pod in told.pods if pod.accelerated}
         if not ready >= self._inodes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import secrets
@@ -33,7 +34,7 @@ sys.path.insert(0, str(PROJECT))
 from accel.demo.interrupt import interrupted_once
 from tests.stress.conductor import Conductor, Tally, Wanted
 from tests.stress.judge import Sentence
-from tests.stress.place import Here, Mesh
+from tests.stress.place import Broken, Here, Mesh
 from tests.stress.script import Plot
 
 LEAST_SHARE = 0.5
@@ -57,6 +58,7 @@ class Options:
     connections: int = 10_000
     bytes: int = 5 << 30
     seconds: float = 0.0
+    most_seconds: float = math.inf
     seed: int = 0
     concurrency: int = 1000
     workers: int = 3
@@ -70,8 +72,7 @@ def stress(options: Options, progress: Callable[[Tally], None]) -> dict[str, Any
     """Run it, and tell what happened as plain values; "problems" is empty if all is well.
 
     Raises:
-        AssertionError: The run could not begin or go on; nothing is left behind.
-        AccelError: Something is missing on this machine.
+        AccelError: Something is missing on this machine; nothing is left behind.
     """
     plot = Plot(
         seed=options.seed,
@@ -79,7 +80,7 @@ def stress(options: Options, progress: Callable[[Tally], None]) -> dict[str, Any
         mean_bytes=max(2, options.bytes // max(1, options.connections)),
         intercepted=options.envoy,
     )
-    wanted = Wanted(options.connections, options.bytes, options.seconds)
+    wanted = Wanted(options.connections, options.bytes, options.seconds, options.most_seconds)
     log = _kernel_log()
     place = _place(options)
     with (
@@ -93,13 +94,18 @@ def stress(options: Options, progress: Callable[[Tally], None]) -> dict[str, Any
             deadline_seconds=options.deadline_seconds,
         ) as conductor,
     ):
-        conductor.run(progress)
+        broken = []
+        try:
+            conductor.run(progress)
+        except Broken as error:
+            broken.append(str(error))
         report = _report(options, conductor)
+        report["enough"] = wanted.reached(conductor.tally, conductor.seconds)
     left = _what_is_left(place) if isinstance(place, Mesh) else []
-    warnings = [line for line in _kernel_log()[len(log) :] if _COMPLAINT.search(line)]
+    warnings = [line for line in _after(log, _kernel_log()) if _COMPLAINT.search(line)]
     report["left behind"] = left
     report["kernel warnings"] = warnings
-    report["problems"] = [*_problems(report), *left, *warnings]
+    report["problems"] = [*broken, *_problems(report), *left, *warnings]
     return report
 
 
@@ -131,6 +137,8 @@ def _problems(report: dict[str, Any]) -> list[str]:
         f"connection {fault['connection']}: {fault['kind']}: {fault['words']}"
         for fault in report["faults"]
     ]
+    if not report["enough"] and not found:
+        found.append(f"the time was up after {report['seconds']} s")
     share = report["traffic"].get("share")
     if share is not None and share < LEAST_SHARE:
         found.append(f"only {share:.0%} of the messages that could be were redirected")
@@ -148,6 +156,11 @@ def _kernel_log() -> list[str]:
     """Nothing where we may not read it."""
     done = subprocess.run(("dmesg",), capture_output=True, text=True, check=False)
     return done.stdout.splitlines()
+
+
+def _after(before: list[str], now: list[str]) -> list[str]:
+    """The lines that came since; all of them if the last one is forgotten already."""
+    return now[now.index(before[-1]) + 1 :] if before and before[-1] in now else now
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -169,6 +182,7 @@ def _options(arguments: list[str]) -> tuple[Options, bool]:
     parser.add_argument("--connections", type=_number, default=usual.connections)
     parser.add_argument("--bytes", type=_number, default=usual.bytes, help="as in 5G")
     parser.add_argument("--seconds", type=float, default=0.0, help="go on at least so long")
+    parser.add_argument("--at-most", type=float, default=math.inf, metavar="SECONDS")
     parser.add_argument("--seed", type=int, help="random if not given; the report tells it")
     parser.add_argument("--concurrency", type=_number, default=usual.concurrency)
     parser.add_argument("--workers", type=int, default=usual.workers, help="of each kind")
@@ -192,6 +206,7 @@ def _options(arguments: list[str]) -> tuple[Options, bool]:
         connections=chosen.connections,
         bytes=chosen.bytes,
         seconds=chosen.seconds,
+        most_seconds=chosen.at_most,
         seed=secrets.randbits(32) if chosen.seed is None else chosen.seed,
         concurrency=chosen.concurrency,
         workers=chosen.workers,

@@ -54,7 +54,7 @@ def test_a_connection_that_stands_still_is_found() -> None:
         Conductor(
             place,
             plot,
-            Wanted(connections=10**9, bytes=0, seconds=0),
+            Wanted(connections=10**9, bytes=0),
             concurrency=20,
             calm=10**9,
             deadline_seconds=2.0,
