@@ -84,14 +84,12 @@ class Chaos:
             self._agent_ready = mesh.is_agent_ready()
 
     def _do_something(self) -> None:
-        if self._mesh is None:
-            self._victims.kill(self._chance)
-            self.happened["worker killed"] += 1
-            return
         match self._chance.randrange(12):
             case 0:
                 self._victims.kill(self._chance)
                 self.happened["worker killed"] += 1
+            case _ if self._mesh is None:
+                pass  # as often as with an agent, so that the two can be compared
             case 1 | 2:
                 self._kill_or_restart()
             case 3 | 4 | 5 | 6:
