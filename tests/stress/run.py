@@ -105,7 +105,7 @@ def stress(options: Options, progress: Callable[[Tally], None]) -> dict[str, Any
     warnings = [line for line in _after(log, _kernel_log()) if _COMPLAINT.search(line)]
     report["left behind"] = left
     report["kernel warnings"] = warnings
-    report["problems"] = [*broken, *_problems(report), *left, *warnings]
+    report["problems"] = [*broken, *_problems(report, whole=not broken), *left, *warnings]
     return report
 
 
@@ -132,12 +132,13 @@ def _report(options: Options, conductor: Conductor) -> dict[str, Any]:
     }
 
 
-def _problems(report: dict[str, Any]) -> list[str]:
+def _problems(report: dict[str, Any], *, whole: bool) -> list[str]:
+    """`whole`: nothing kept the run from coming to its end."""
     found = [
         f"connection {fault['connection']}: {fault['kind']}: {fault['words']}"
         for fault in report["faults"]
     ]
-    if not report["enough"] and not found:
+    if whole and not report["enough"] and not found:
         found.append(f"the time was up after {report['seconds']} s")
     share = report["traffic"].get("share")
     if share is not None and share < LEAST_SHARE:
