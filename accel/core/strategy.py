@@ -84,5 +84,5 @@ def _why_not_trusted(policy: Policy, era: Era) -> str:
         )
     return (
         "trust refused: redirected bytes and TCP's would wait in two queues, or a known bug of "
-        "this kernel forbids it (--force-trust overrides)"
+        "this kernel forbids it; `accel check` says which (--force-trust overrides)"
     )

@@ -69,7 +69,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoReport:
         )
     with interrupted_once(), contextlib.ExitStack() as stack:
         progress("building two pairs of pods", 0.0)
-        root, files = _make_room(stack)
+        root, files = make_room(stack, "accel-demo")
         plain, accelerated = (
             _make_mesh(stack, root / side, files, options) for side in ("plain", "accelerated")
         )
@@ -85,13 +85,13 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoReport:
         return _compare(plain, accelerated, agent, options, progress)
 
 
-def _make_room(stack: contextlib.ExitStack) -> tuple[Path, Path]:
+def make_room(stack: contextlib.ExitStack, prefix: str) -> tuple[Path, Path]:
     """A cgroup and a directory; all else is made in them.
 
     Their removal is arranged before they are made, and takes everything inside along: an
     interrupt may come between the making of a thing and the arranging for its end.
     """
-    name = f"accel-demo-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"{prefix}-{os.getpid()}-{secrets.token_hex(4)}"
     files = Path(tempfile.gettempdir(), name)
     stack.callback(_remove_files, files)
     files.mkdir()

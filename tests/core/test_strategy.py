@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from accel.core.plan import Policy
-from accel.core.strategy import Era, bears_enrolled_apps, bears_trust, strategy
+from accel.core.strategy import Era, bears_enrolled_apps, strategy
 
 INTO_APP = (("app-sidecar", "response"), ("sidecar-app", "request"))
 
 
-def _policy(era: Era, **more: bool) -> Policy:
-    told = {"trust_possible": bears_trust(era), "enrol_apps_possible": bears_enrolled_apps(era)}
-    return Policy(**(told | more))  # type: ignore[arg-type]
+def _policy(
+    era: Era, *, trust_possible: bool = False, trust_apps: bool, trust_forced: bool = False
+) -> Policy:
+    return Policy(trust_apps, trust_possible, trust_forced, bears_enrolled_apps(era))
 
 
 @pytest.mark.parametrize("era", Era)
@@ -24,17 +25,16 @@ def test_into_sidecars_by_default_and_into_apps_by_force(era: Era) -> None:
 
 
 @pytest.mark.parametrize(
-    ("era", "bug", "reason"),
+    ("era", "reason"),
     [
-        (Era.OLD, False, "does not count redirected bytes"),
-        (Era.REGRESSED, False, "misses the TCP bytes"),
-        (Era.UNKNOWN, False, "could not be found out"),
-        (Era.FIXED, True, "a known bug of this kernel"),
+        (Era.OLD, "does not count redirected bytes"),
+        (Era.REGRESSED, "two queues, or a known bug"),
+        (Era.FIXED, "two queues, or a known bug"),
+        (Era.UNKNOWN, "two queues, or a known bug"),
     ],
 )
-def test_trust_is_refused_with_the_reason(era: Era, bug: bool, reason: str) -> None:
-    policy = _policy(era, trust_apps=True, **({"trust_possible": False} if bug else {}))
-    paths = strategy(policy, era)
+def test_trust_is_refused_with_the_reason(era: Era, reason: str) -> None:
+    paths = strategy(_policy(era, trust_apps=True), era)
     for hop, way in INTO_APP:
         assert not paths[hop][way].accelerated
         said = paths[hop][way].reason or ""
@@ -43,6 +43,7 @@ def test_trust_is_refused_with_the_reason(era: Era, bug: bool, reason: str) -> N
         assert "--force-trust" in said
 
 
-def test_trust_where_the_kernel_bears_it() -> None:
-    paths = strategy(_policy(Era.FIXED, trust_apps=True), Era.FIXED)
+@pytest.mark.parametrize("era", [Era.REGRESSED, Era.FIXED])
+def test_trust_where_the_kernel_bears_it(era: Era) -> None:
+    paths = strategy(_policy(era, trust_apps=True, trust_possible=True), era)
     assert all(path.accelerated for ways in paths.values() for path in ways.values())

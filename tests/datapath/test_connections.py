@@ -31,7 +31,7 @@ REASONS = ("none", "no_peer", "settled")
 
 NO_END = End(0, 0, 0, AddressBytes(bytes(16)), AddressBytes(bytes(16)), 0, 0, 0, 0, 0, 0)
 GONE = LiveEnd(TcpState.GONE, 0)
-QUIET = Direction(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+QUIET = Direction(*[0] * 13)
 
 
 class Names:

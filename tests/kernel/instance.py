@@ -239,6 +239,10 @@ class Agent:
         return self._popen.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._popen.poll() is None
+
+    @property
     def log(self) -> str:
         return self._log.read_bytes()[self._start :].decode()
 

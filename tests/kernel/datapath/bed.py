@@ -356,7 +356,7 @@ def attached(
     constants: Constants | None = None,
     *,
     room: int = 16384,
-    **sizes: int,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[Bed]:
     """The programs loaded, attached to the network's cgroup alone, and gone afterwards.
 
@@ -366,7 +366,7 @@ def attached(
         sizes: Entries of other maps, by name.
     """
     ours = Generation.ours(Path(), room)
-    generation = _Resized(ours.directory, ours.object_id, room, sizes)
+    generation = _Resized(ours.directory, ours.object_id, room, sizes or {})
     with ExitStack() as stack:
         loaded = load(generation, constants or this_kernel())
         stack.enter_context(loaded)

@@ -43,7 +43,7 @@ def _carries(pair: Pair) -> None:
 
 
 def test_no_room_for_either_socket(network: Network) -> None:
-    with attached(network, sockets=2) as bed:
+    with attached(network, sizes={"sockets": 2}) as bed:
         bed.trust()
         first = bed.pair(bed.a.app, bed.a.sidecar)
         second = bed.pair(bed.a.app, bed.a.sidecar)
@@ -66,7 +66,7 @@ def test_no_room_for_either_socket(network: Network) -> None:
 
 def test_room_for_one_of_the_two_sockets(network: Network) -> None:
     """The end that got in leaves again, so the room is not lost to a refused connection."""
-    with attached(network, sockets=1) as bed:
+    with attached(network, sizes={"sockets": 1}) as bed:
         bed.trust()
         pair = bed.pair(bed.a.app, bed.a.sidecar)
         _carries(pair)
@@ -171,7 +171,7 @@ def _pod(bed: Bed, number: int, role: Role = Role.APP) -> tuple[Action, ...]:
 @pytest.mark.parametrize("full", ["pods", "containers", "addresses"])
 def test_agent_says_what_found_no_room(network: Network, full: str) -> None:
     held = {"pods": 2, "containers": 4, "addresses": 4}[full]  # what the bed itself needs
-    with attached(network, **{full: held}) as bed:
+    with attached(network, sizes={full: held}) as bed:
         (problem,) = bed.datapath.apply(_pod(bed, 7))
         assert f"map {full} is full: it holds {held}" in problem
         bed.trust()
@@ -181,7 +181,7 @@ def test_agent_says_what_found_no_room(network: Network, full: str) -> None:
 
 def test_pod_whose_excluded_container_found_no_room_is_switched_off(network: Network) -> None:
     """Without its entry it would count as an application's, and be accelerated."""
-    with attached(network, containers=4) as bed:
+    with attached(network, sizes={"containers": 4}) as bed:
         bed.trust()
         stranger = bed.a.helper
         exclude = SetContainer(stranger.cgroup_id, ContainerEntry(bed.a.inode, Role.EXCLUDED))
@@ -200,7 +200,7 @@ def test_pod_whose_excluded_container_found_no_room_is_switched_off(network: Net
 
 def test_forgotten_blocking_listener_is_learnt_again(network: Network) -> None:
     """Whoever listens on many ports pushes out what is known of others: they are told anew."""
-    with attached(network, kept_out=64) as bed:
+    with attached(network, sizes={"kept_out": 64}) as bed:
         bed.mesh(bed.a, enrol_apps=True)
         for _ in range(2):
             with bed.a.app.listen() as listener:
