@@ -12,9 +12,10 @@ from typing import Literal
 
 import msgspec
 
-ACTIVE, PASSIVE = 0, 1
-
 End = Literal[0, 1]
+
+ACTIVE: End = 0
+PASSIVE: End = 1
 
 
 class Option(Enum):

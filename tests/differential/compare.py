@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from accel.datapath.selftest import Facts
 from tests.differential.calls import AnyCall, Option, Seen, Set, Step, Story
 from tests.differential.stage import BLOCKED, CURTAIN, Mode, Scene, Stage, Theatre
+
+T = TypeVar("T")
 
 AGAIN = 4  # tellings that show whether plain TCP itself is of one mind
 
@@ -40,6 +43,13 @@ class Parting:
     def before(self, end: int | None, *kinds: type) -> bool:
         """Was there a call of these kinds, now or before, at this end?"""
         return any(isinstance(step.call, kinds) and step.end == end for step in self.steps)
+
+    def last(self, end: int | None, kind: type[T]) -> T | None:
+        """The latest call of this kind at this end, the present one included."""
+        for step in reversed(self.steps):
+            if step.end == end and isinstance(step.call, kind):
+                return step.call
+        return None
 
     def sets(self, end: int | None, *options: Option) -> bool:
         """Was one of these options set, now or before, at this end?"""

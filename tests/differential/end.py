@@ -332,7 +332,7 @@ class _Peer:
     def _send_once(self, call: Send, flags: int) -> int:
         start = self._next()
         half = call.size // 2
-        iov = (_Iovec * 2)((start, half), (start + half, call.size - half))
+        iov = (_Iovec * 2)(_Iovec(start, half), _Iovec(start + half, call.size - half))
         result: int
         match call.call:
             case "write":
@@ -348,9 +348,7 @@ class _Peer:
 
     def _sendfile(self, call: SendFile) -> Seen:
         offset = ctypes.c_long(self._pattern.at(self._sent))
-        count = _done(
-            _libc.sendfile(self._fd, self._pattern.file, ctypes.byref(offset), call.size)
-        )
+        count = _done(_libc.sendfile(self._fd, self._pattern.file, ctypes.byref(offset), call.size))
         self._sent += count
         return Seen(count)
 
@@ -441,7 +439,7 @@ class _Peer:
             garbled = self._garbled(count, peeked=call.peek)
         total, ended = count, ""
         once = call.peek or call.waitall or not call.size
-        while not once and 0 < count and total < call.size:
+        while not once and count > 0 and total < call.size:
             try:
                 flags = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if call.discard else 0)
                 count, _ = self._receive_once("recv", call.size - total, flags, call.discard)
@@ -466,7 +464,7 @@ class _Peer:
         if call == "read":
             return _done(_libc.read(self._fd, room, size)), []
         half = size // 2
-        iov = (_Iovec * 2)((room, half), (room + half, size - half))
+        iov = (_Iovec * 2)(_Iovec(room, half), _Iovec(room + half, size - half))
         if call == "readv":
             return _done(_libc.readv(self._fd, iov, 2)), []
         message = _Msghdr(
@@ -561,14 +559,15 @@ class _Peer:
 
     def _counters(self, call: Counters) -> Seen:
         info = self._getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
-        received, sent = struct.unpack_from("Q", info, 128)[0], struct.unpack_from("Q", info, 200)[0]
+        received, sent = (
+            struct.unpack_from("Q", info, 128)[0],
+            struct.unpack_from("Q", info, 200)[0],
+        )
         return Seen(f"{sent} sent, {received} received")
 
     def _poll(self, call: Poll) -> Seen:
         poll = select.poll()
-        poll.register(
-            self._fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP
-        )
+        poll.register(self._fd, select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP)
         return Seen(" ".join(_names(events) for _, events in poll.poll(0)))
 
     def _select(self, call: Select) -> Seen:
@@ -623,15 +622,15 @@ class _Peer:
         child = os.fork()
         if not child:
             with suppress(BaseException):
-                seen = self.obey(Do(call.call), [])
-                os.write(into, msgspec.msgpack.encode((seen, self._sent, self._received)))
+                told = self.obey(Do(call.call), [])
+                os.write(into, msgspec.msgpack.encode((told, self._sent, self._received)))
             os._exit(0)
         os.close(into)
         said = os.read(out, 4096)
         os.close(out)
         os.waitpid(child, 0)
-        kind = tuple[Seen, int, int]
-        seen, self._sent, self._received = msgspec.msgpack.decode(said, type=kind)
+        decoder = msgspec.msgpack.Decoder(tuple[Seen, int, int])
+        seen, self._sent, self._received = decoder.decode(said)
         return seen
 
     def _pass(self, call: Pass) -> Seen:

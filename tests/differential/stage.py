@@ -39,7 +39,6 @@ from tests.differential.calls import (
     Fill,
     Fork,
     Option,
-    Pass,
     Pause,
     Poll,
     Receive,
@@ -494,7 +493,7 @@ class Telling:
                 writer.ask(Do(Close()))
                 pulled = reader.ask(Pull(EVERYTHING))
             case "writer shuts down":
-                writer.ask(Do(Shutdown(socket.SHUT_WR)))
+                writer.ask(Do(Shutdown(1)))
                 pulled = reader.ask(Pull(EVERYTHING))
         self._streams &= call.then == "drain"
         left = self._unread[end] - _moved(pulled)
