@@ -3,7 +3,7 @@
 Each is shown on purpose by its `example`, so that one which is gone is noticed, and
 explains what random stories meet.  docs/differences.md is made of this table:
 
-    python -m tests.differential.differences > docs/differences.md
+    python -m tests.differential.differences
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from accel.core.strategy import Era
 from accel.datapath.selftest import Facts
 from tests.differential.calls import (
+    PASSIVE,
     Ask,
     Close,
     Counters,
@@ -37,7 +38,7 @@ from tests.differential.calls import (
     Stream,
 )
 from tests.differential.compare import Parting
-from tests.differential.stage import Mode
+from tests.differential.stage import PROJECT, Mode
 
 Example = Callable[[End, End], tuple[Step, ...]]
 
@@ -49,6 +50,7 @@ class Difference:
     Attributes:
         who: "An application that ..."
         sees: What it sees instead of what plain TCP shows.
+        when: What is known of the program: its trust, as in docs/differences.md.
         kernels: On which, in words.
         occurs: Whether it can, in a mode on this kernel.
         explains: Whether it is the reason why two tellings part there.
@@ -60,6 +62,7 @@ class Difference:
     name: str
     who: str
     sees: str
+    when: str
     kernels: str
     occurs: Callable[[Mode, Facts], bool]
     explains: Callable[[Parting], bool]
@@ -87,6 +90,11 @@ def _sent_by_app(mode: Mode, facts: Facts) -> bool:
 
 def _trusted(mode: Mode, facts: Facts) -> bool:
     return mode.trusted
+
+
+def _blocking(mode: Mode, facts: Facts) -> bool:
+    """Trusted; and one that accepts, until its first answer shows that it blocks."""
+    return mode.trusted or (mode.app == PASSIVE and mode.enrols_app(facts))
 
 
 def _fionread(mode: Mode, facts: Facts) -> bool:
@@ -169,6 +177,7 @@ DIFFERENCES = (
         "reads by `splice()` from the socket (Go's `io.Copy` between connections, HAProxy "
         "with splice)",
         "EAGAIN or waits for ever: do not trust it",
+        "trusted",
         "all",
         _trusted,
         _calls(SpliceOut),
@@ -178,6 +187,7 @@ DIFFERENCES = (
         "waitall",
         "reads with MSG_WAITALL",
         "short reads",
+        "trusted",
         "all",
         _trusted,
         lambda p: _receives(p, waitall=True),
@@ -188,6 +198,7 @@ DIFFERENCES = (
         "rcvlowat",
         "sets SO_RCVLOWAT",
         "readable, and short reads, below it",
+        "trusted",
         "all",
         _trusted,
         _minds_lowat,
@@ -201,6 +212,7 @@ DIFFERENCES = (
         "discard",
         "discards by `recv()` with MSG_TRUNC",
         "EFAULT",
+        "trusted",
         "all",
         _trusted,
         lambda p: _receives(p, discard=True),
@@ -210,6 +222,7 @@ DIFFERENCES = (
         "timestamps",
         "asks for receive timestamps (SO_TIMESTAMP and its kin) or TCP_INQ",
         "none with the data",
+        "trusted",
         "all",
         _trusted,
         _asked_for_ancillary,
@@ -223,6 +236,7 @@ DIFFERENCES = (
         "urgent",
         "sends with MSG_OOB",
         "its byte arrives in band, as the next one",
+        "enrolled",
         "all",
         _sent_by_app,
         lambda p: p.before(p.mode.app, SendUrgent),
@@ -232,6 +246,7 @@ DIFFERENCES = (
         "zerocopy",
         "sends with MSG_ZEROCOPY",
         "no completions",
+        "enrolled",
         "all",
         _sent_by_app,
         _calls(SendZerocopy),
@@ -241,8 +256,9 @@ DIFFERENCES = (
         "blocking",
         "blocks in `recv()`",
         "sometimes EAGAIN instead of waiting: after a signal, a reset, or its own `shutdown()`",
+        "trusted; or enrolled and accepting: on a listener's first connection, until its first answer",
         "all",
-        _trusted,
+        _blocking,
         _blocked_call_gave_up,
         lambda app, peer: (Step(app, Receive(10)), Step(app, Signal(restart=True))),
         blocking=True,
@@ -251,7 +267,8 @@ DIFFERENCES = (
         "fionread",
         "asks FIONREAD (nginx, Java `available()`, .NET)",
         "fewer bytes than there are: it may hang",
-        "by FIONREAD's era, see below",
+        "see below",
+        "old: trusted; regressed: enrolled; fixed: none",
         _fionread,
         _asks_fionread,
         lambda app, peer: (
@@ -263,6 +280,7 @@ DIFFERENCES = (
         "unread",
         "talks to an end that closes with data unread",
         "end of file instead of a reset",
+        "enrolled, or a sidecar",
         "all",
         _anywhere,
         _closed_unread,
@@ -272,6 +290,7 @@ DIFFERENCES = (
         "counters",
         "reads byte counters in TCP_INFO",
         "only what went by TCP",
+        "enrolled, or a sidecar",
         "all",
         _sent_by_app,
         _calls(Counters),
@@ -281,6 +300,7 @@ DIFFERENCES = (
         "empty",
         "receives into a buffer of 0 bytes",
         "0 at once",
+        "enrolled, or a sidecar",
         "all",
         _sent_by_app,
         lambda p: _receives(p, size=0),
@@ -290,6 +310,7 @@ DIFFERENCES = (
         "sticky",
         "goes on sending after a reset",
         "ECONNRESET each time, and POLLERR, instead of EPIPE with SIGPIPE from the second on",
+        "enrolled, or a sidecar",
         "all",
         _sent_by_app,
         _error_stays,
@@ -299,6 +320,7 @@ DIFFERENCES = (
         "keepalive",
         "is a sidecar and asks for its own SO_KEEPALIVE or TCP_KEEPIDLE",
         "on, 1800 s",
+        "a sidecar",
         "all",
         _anywhere,
         lambda p: p.end != p.mode.app and p.call in (Get(Option.KEEPALIVE), Get(Option.KEEPIDLE)),
@@ -323,3 +345,56 @@ def explain(parting: Parting) -> Difference | None:
         if difference.occurs(parting.mode, parting.facts) and difference.explains(parting):
             return difference
     return None
+
+
+# --- the document ----------------------------------------------------------------------------------
+
+DOCUMENT = PROJECT / "docs" / "differences.md"
+
+_INTRODUCTION = """\
+# What differs from plain TCP
+
+For whoever decides whether accel may redirect into an application (`trust_apps`), or wants to know
+what an application can see of accel at all. This table is made from
+[tests/differential/differences.py](../tests/differential/differences.py) by
+`python -m tests.differential.differences`, and held to it by a test.
+
+`tests/differential/run.py` tells random sequences of socket calls twice, by plain TCP and accelerated,
+and compares all that the two programs see: results, errors, bytes and their order, readiness, ends of
+file, resets, signals, options. What it finds is a fault, or in this table: another difference fails the
+tests, and so does a row that no longer shows.
+
+| a program that | sees | when it is | on kernels |
+|---|---|---|---|
+"""
+
+_NOTES = """
+*Trusted*: an app with `trust_apps`. *Enrolled*: an app whose socket may send by the short cut: a trusted
+one; an untrusted one unless `accel check` says that this kernel's FIONREAD would mislead it, and unless it
+blocks. An app that is neither sees no difference. Sidecar proxies see that of the rows that say so.
+
+"FIONREAD" depends on the kernel's era, which `accel check` finds by trying: *old* kernels do not count
+redirected bytes, *regressed* ones count nothing else, *fixed* ones count all. On none of them does accel by
+default let an app's FIONREAD be wrong: on old kernels trust is refused, on regressed ones enrolment too,
+unless forced.
+
+## What is not compared
+
+TCP promises neither how much one call moves when more is there or on its way, nor when: so reads are
+repeated up to what was asked for, sends are repeated until the socket takes no more, and readiness,
+FIONREAD and SIOCOUTQ are compared once everything on its way has arrived. Sizes of buffers that the kernel tunes
+by itself, timings, and segment and RTT counters of TCP_INFO are not compared.
+
+A proxy makes the calls that Envoy, linkerd2-proxy and their like make: non-blocking, edge-triggered epoll,
+recv, read, readv and recvmsg (MSG_PEEK too), send, write, writev and sendmsg, half-close, close, close by
+reset, TCP_INFO's state, SO_ERROR. It reads and sends no empty buffers, and after an error it closes.
+"""
+
+
+def document() -> str:
+    rows = (f"| {d.who} | {d.sees} | {d.when} | {d.kernels} |\n" for d in DIFFERENCES)
+    return _INTRODUCTION + "".join(rows) + _NOTES
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())
