@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from accel.datapath.selftest import Facts
-from tests.differential.calls import AnyCall, Option, Seen, Set, Step, Story
+from tests.differential.calls import AnyCall, Option, Pause, Resume, Seen, Set, Signal, Step, Story
 from tests.differential.stage import BLOCKED, CURTAIN, Mode, Scene, Stage, Theatre
 
 T = TypeVar("T")
@@ -74,7 +74,8 @@ class Parting:
 
 def _returned(scene: Scene, step: Step, end: int | None) -> Seen | None:
     seen = [seen for woken, seen in scene.woken if woken == end]
-    if step.end == end and scene.seen != BLOCKED:
+    nothing_called = isinstance(step.call, Signal | Pause | Resume)
+    if step.end == end and scene.seen != BLOCKED and not nothing_called:
         seen.append(scene.seen)
     return seen[0] if seen else None
 
