@@ -498,6 +498,8 @@ class Telling:
         self._streams &= call.then == "drain"
         left = self._unread[end] - _moved(pulled)
         self._unread[end] = left
+        if pulled.error == "ECONNRESET":  # what was on its way is lost, and nobody says how much
+            return Seen(" ".join(told), pulled.error, pulled.garbled)
         return Seen(f"{' '.join(told)}, {left} left", pulled.error, pulled.garbled)
 
     def _cram(self, end: int, piece: int) -> None:
