@@ -6,6 +6,7 @@
  *                   numbers, decides whether it may be accelerated, enrols its sockets
  *   accel_redirect  sk_msg hook on the sockhash: hands each message to the peer socket
  *                   or leaves it to TCP
+ *   accel_guard     setsockopt hook of that cgroup: refuses what does not go with being enrolled
  *   accel_list      iterator: the connections, and what their sockets are doing now
  *
  * Fail open: every way out that is not a redirect leaves the message to TCP.
@@ -23,6 +24,7 @@
 #include "account.h"
 #include "verdict.h"
 #include "message.h"
+#include "guard.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -210,14 +212,15 @@ inline_ void connecting(struct bpf_sock_ops *ctx)
 
 inline_ void listening(struct bpf_sock_ops *ctx)
 {
-	struct listener listener = {};
+	struct origin origin = {};
 	struct tcp_sock *tp = tcp_sock_of(ctx);
 
 	if (!tp)
 		return;
-	listener.netns = netns_of(tp);
-	listener.port = ctx->local_port;
-	bpf_map_delete_elem(&blocking_listeners, &listener);
+	origin.cgroup_id = cgroup_id_of(tp);
+	origin.netns = netns_of(tp);
+	origin.port = ctx->local_port;
+	bpf_map_delete_elem(&kept_out, &origin);
 }
 
 /* An ACK with an RTT sample: the time for whoever has no business here to leave. */
@@ -286,6 +289,18 @@ int accel_sockops(struct bpf_sock_ops *ctx)
 			closed(ctx);
 		break;
 	}
+	return 1;
+}
+
+/* 1 lets the kernel go on with the option, 0 is EPERM. */
+SEC("cgroup/setsockopt")
+int accel_guard(struct bpf_sockopt *ctx)
+{
+	__u8 reason = harm_of(ctx);
+
+	if (reason && refuses(ctx->sk, reason))
+		return 0;
+	hand_back(ctx);
 	return 1;
 }
 

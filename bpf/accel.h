@@ -26,7 +26,8 @@
 	X(fast_open)		/* data travelled with the SYN */ \
 	X(self_connected) \
 	X(kernel_socket) \
-	X(upper_layer)		/* kTLS or another ULP */ \
+	X(upper_layer)		/* kTLS or another ULP, or the like asked for it */ \
+	X(zero_copy)		/* MSG_ZEROCOPY, or the like asked for it */ \
 	X(early_data)		/* bytes were already on their way when it was established */ \
 	X(duplicate)		/* its sequence numbers belong to another connection */ \
 	X(connections_full)	/* no room to remember it */ \
@@ -39,7 +40,10 @@
 	X(paused)		/* acceleration of a pod is paused */ \
 	X(withdrawn)		/* a pod is no longer meshed */ \
 	X(untrusted)		/* the receiver is an app that is not trusted */ \
+	X(splices)		/* the receiver is known to read by splice */ \
 	X(closing)		/* one end has begun to close */ \
+	X(low_water)		/* the receiver waits for more than one byte */ \
+	X(peer_busy)		/* the receiver's socket is locked: a redirect would wait */ \
 	X(in_tcp)		/* earlier bytes of this direction are in the TCP path */ \
 	X(settled)		/* bytes went by TCP to a reader that may sleep in it: for ever */ \
 	X(queue_bytes)		/* the receiver is behind: bytes */ \
@@ -97,9 +101,15 @@ struct pod {
 	__u32 proxy_uid;	/* with POD_ROLES_BY_UID */
 };
 
+/* What is known of a container's programs. */
+enum {
+	CONTAINER_SPLICES = 1,	/* one reads sockets by splice, which misses redirected bytes */
+};
+
 struct container {
-	__u32 netns;		/* the only namespace in which the role holds */
+	__u32 netns;		/* the only namespace in which this holds */
 	__u32 role;
+	__u32 flags;
 };
 
 /* IPv6, or IPv4 as ::ffff:a.b.c.d; network order. */
@@ -197,7 +207,7 @@ struct verdicts {
 	__u64 accepted;
 	__u64 evicted;		/* enrolled, and taken out when no peer appeared */
 	__u64 events_lost;	/* the ring buffer was full */
-	__u64 _pad;
+	__u64 options_refused;	/* setsockopt() that an enrolled socket cannot bear */
 	struct reasons refused;
 };
 

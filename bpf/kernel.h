@@ -80,12 +80,22 @@ struct sock {
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
+	struct {
+		int owned;
+	} sk_lock;
 	int sk_rcvbuf;
+	int sk_rcvlowat;
 	__u8 sk_kern_sock : 1;
 	kuid_t sk_uid;
 	void *sk_user_data;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
+};
+
+/* include/net/sock.h; the numbers moved with the kernels. */
+enum sock_flags {
+	SOCK_KEEPOPEN = 3,
+	SOCK_ZEROCOPY = 23,
 };
 
 struct tcp_ulp_ops;
@@ -139,13 +149,20 @@ struct bpf_iter__bpf_map_elem {
 #define TCP_CLOSE_WAIT 8
 
 #define O_NONBLOCK_FLAG 04000		/* all architectures but alpha, mips, parisc, sparc */
-#define SOCK_KEEPOPEN_FLAG (1UL << 3)	/* enum sock_flags, include/net/sock.h */
 #define SK_USER_DATA_FLAGS 7UL		/* ~SK_USER_DATA_PTRMASK, include/net/sock.h */
 
+/* The SO_* of asm-generic: all architectures but alpha, mips, parisc, sparc. */
 #define SOL_SOCKET 1
 #define SO_KEEPALIVE 9
+#define SO_ZEROCOPY 60
+#define SOL_IP 0
+#define SOL_IPV6 41
 #define SOL_TCP 6
 #define TCP_KEEPIDLE 4
+#define TCP_ULP 31
+
+/* IPT_SO_SET_REPLACE, the same for IPv6, and what follows */
+#define NETFILTER_OPTIONS 64
 
 #define AF_INET 2
 #define AF_INET6 10

@@ -97,20 +97,21 @@ struct {
 } connections SEC(".maps");
 
 /*
- * Listeners (namespace, port) of untrusted apps that turned out to read blocking:
- * their later connections stay out from the start.  Forgotten at listen().
+ * What a container was seen to do with a socket that does not go with being enrolled:
+ * a REASON_*, by which later sockets of that kind stay out from the start.
  */
-struct listener {
+struct origin {
+	__u64 cgroup_id;
 	__u32 netns;
-	__u32 port;
+	__u32 port;	/* of the listener, forgotten at listen(); 0: made by connect() */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct listener);
+	__type(key, struct origin);
 	__type(value, __u32);
-} blocking_listeners SEC(".maps");
+} kept_out SEC(".maps");
 
 /* Messages by hop * 2 + direction; hop 0 holds those before a verdict. */
 struct {

@@ -6,11 +6,7 @@
 #include "maps.h"
 #include "socket.h"
 #include "account.h"
-
-inline_ _Bool is_untrusted(const struct end *end, const struct pod *pod)
-{
-	return end->role != ROLE_SIDECAR && !(pod->flags & POD_TRUST_APPS);
-}
+#include "verdict.h"
 
 /* Condition 1, the part that changes only when somebody changes a map. */
 inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
@@ -24,15 +20,14 @@ inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
 	passive = bpf_map_lookup_elem(&pods, &c->ends[PASSIVE].netns);
 	if (!active || !passive)
 		return REASON_withdrawn;
-	d->from_untrusted = is_untrusted(end_of(c, from), by_active ? active : passive);
+	d->from_untrusted = distrust(end_of(c, from), by_active ? active : passive) != REASON_none;
 	if (bpf_map_lookup_elem(&paused, &c->ends[ACTIVE].netns) ||
 	    bpf_map_lookup_elem(&paused, &c->ends[PASSIVE].netns))
 		return REASON_paused;
-	return is_untrusted(end_of(c, !from), by_active ? passive : active) ? REASON_untrusted
-									     : REASON_none;
+	return distrust(end_of(c, !from), by_active ? passive : active);
 }
 
-/* Asks policy_of() again only when something changed: it costs four look-ups. */
+/* Asks policy_of() again only when something changed: it costs six look-ups. */
 inline_ __u8 policy(struct connection *c, struct direction *d, __u32 from)
 {
 	__u32 now = epoch;	/* read first: a change in between is seen next time */
@@ -45,42 +40,46 @@ inline_ __u8 policy(struct connection *c, struct direction *d, __u32 from)
 }
 
 /*
- * An app that blocks in recv() gets a spurious EAGAIN when a signal or a reset wakes
- * it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener is
- * remembered, so that only its first connection is exposed, until its first answer.
+ * The reason why the sender should not be enrolled, or none; it leaves if it can.
+ *
+ * zero_copy: set before it was enrolled, after the guard had looked.
+ *
+ * blocking: an app that blocks in recv() gets a spurious EAGAIN when a signal or a
+ * reset wakes it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener
+ * is remembered, so that only its first connection is exposed, until its first answer.
  */
-inline_ _Bool leaves_as_blocking(const struct direction *d, struct socket_state *state,
-				 struct tcp_sock *tp, const struct end *sender)
+inline_ __u8 leaves(const struct direction *d, struct socket_state *state, struct tcp_sock *tp,
+		    const struct end *sender)
 {
-	struct listener listener = { .netns = sender->netns, .port = sender->local_port };
-	__u32 one = 1;
-
+	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY))) {
+		state->leave = 1;
+		return REASON_zero_copy;
+	}
 	if (!d->from_untrusted || is_nonblocking(tp))
-		return 0;
+		return REASON_none;
 	state->leave = 1;
 	if (state->key.end == PASSIVE)
-		bpf_map_update_elem(&blocking_listeners, &listener, &one, BPF_ANY);
-	return 1;
+		keep_out(sender, PASSIVE, REASON_blocking);
+	return REASON_blocking;
 }
 
 /*
  * Nothing of this direction is in the TCP path, neither here nor at the receiver, and
  * no reader can be asleep in tcp_recvmsg(), where redirected data would not wake it:
- * back to redirecting.
+ * back to redirecting.  Asleep there in spite of O_NONBLOCK could only be a thread that
+ * began to read before another set the flag, and that the bytes by TCP did not satisfy.
  */
 inline_ __u8 back_from_tcp(struct direction *d, struct tcp_sock *tp, const struct end *receiver)
 {
 	__u32 end = tp->write_seq;
 
-	if (receiver->role != ROLE_SIDECAR)
+	if (!peer_is_nonblocking(receiver))
 		return REASON_settled;
 	if (tp->snd_una != end || peer_read(receiver, rcv_nxt) != end ||
 	    peer_read(receiver, copied_seq) != end)
 		return REASON_in_tcp;
 	if (!psock_is_empty(receiver))
 		return REASON_in_tcp;
-	if (!peer_is_nonblocking(receiver))
-		return REASON_settled;
 	d->clear_at = end;
 	d->queued_messages = 0;
 	d->queued_bytes = 0;
@@ -129,13 +128,14 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 	const struct end *receiver = end_of(c, !state->key.end);
 	struct direction *d = direction_of(c, state->key.end);
 	unsigned char tcp_state = sock_of(tp)->__sk_common.skc_state;
-	__u8 reason;
+	__u8 against, reason;
 
 	if (c->verdict != VERDICT_ACCEPTED)
 		return c->verdict == VERDICT_PENDING ? REASON_pending : c->reason;
-	reason = policy(c, d, state->key.end);
-	if (leaves_as_blocking(d, state, tp, sender))
-		return REASON_blocking;
+	against = policy(c, d, state->key.end);
+	reason = leaves(d, state, tp, sender);
+	if (!reason)
+		reason = against;
 	if (reason)
 		return reason;
 
@@ -151,6 +151,17 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 		return REASON_closing;
 	if (peer_read(receiver, inet_conn.icsk_ulp_ops))
 		return REASON_upper_layer;
+	/* Redirected bytes wake a reader that waits for more, and it reads too few. */
+	if (peer_sock(receiver, sk_rcvlowat) > 1)
+		return REASON_low_water;
+	/*
+	 * A redirect takes the receiver's lock, even for a send() that must not sleep
+	 * (bpf_tcp_ingress(), every version).  Who holds it may be in a page fault of its
+	 * buffer, which userfaultfd and FUSE can draw out for ever.  The lock may still be
+	 * taken between this look and the redirect: nothing here can prevent that.
+	 */
+	if (peer_sock(receiver, sk_lock.owned))
+		return REASON_peer_busy;
 
 	if (tp->write_seq != d->clear_at) {
 		reason = back_from_tcp(d, tp, receiver);

@@ -47,6 +47,11 @@ inline_ _Bool is_accepted(struct tcp_sock *tp)
 	return sock_of(tp)->sk_socket->file != 0;
 }
 
+inline_ _Bool has_flag(struct tcp_sock *tp, __u64 flag)
+{
+	return sock_of(tp)->__sk_common.skc_flags >> flag & 1;
+}
+
 /* The reason never to touch this newly established socket, or none. */
 inline_ __u8 unfit(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 {
@@ -65,6 +70,8 @@ inline_ __u8 unfit(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 		return REASON_upper_layer;
 	if (tp->write_seq != tp->snd_nxt)
 		return REASON_early_data;
+	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
+		return REASON_zero_copy;
 	return REASON_none;
 }
 

@@ -23,6 +23,52 @@ inline_ __u8 role_of(const struct end *end, const struct pod *pod)
 	return ROLE_APP;
 }
 
+/* The container's flags; one that the agent did not name has none. */
+inline_ __u32 container_flags(const struct end *end)
+{
+	struct container *container = bpf_map_lookup_elem(&containers, &end->cgroup_id);
+
+	return container && container->netns == end->netns ? container->flags : 0;
+}
+
+/* The reason to redirect nothing into this end, or none. */
+inline_ __u8 distrust(const struct end *end, const struct pod *pod)
+{
+	if (end->role != ROLE_SIDECAR && !(pod->flags & POD_TRUST_APPS))
+		return REASON_untrusted;
+	return container_flags(end) & CONTAINER_SPLICES ? REASON_splices : REASON_none;
+}
+
+inline_ struct origin origin_of(const struct end *end, __u32 which)
+{
+	struct origin origin = {
+		.cgroup_id = end->cgroup_id,
+		.netns = end->netns,
+		.port = which == PASSIVE ? end->local_port : 0,
+	};
+
+	return origin;
+}
+
+/* Later sockets of this one's kind stay out, for this reason. */
+inline_ void keep_out(const struct end *end, __u32 which, __u32 reason)
+{
+	struct origin origin = origin_of(end, which);
+
+	bpf_map_update_elem(&kept_out, &origin, &reason, BPF_ANY);
+}
+
+/* The reason for which such sockets of its container stay out, or none. */
+inline_ __u8 learnt(const struct end *end, __u32 which, const struct pod *pod)
+{
+	struct origin origin = origin_of(end, which);
+	__u32 *reason = bpf_map_lookup_elem(&kept_out, &origin);
+
+	if (!reason || (*reason == REASON_blocking && !distrust(end, pod)))
+		return REASON_none;
+	return *reason;
+}
+
 /* The reason to keep an app's socket out of the sockhash, or none. */
 inline_ __u8 app_refusal(const struct pod *pod)
 {
@@ -37,11 +83,13 @@ inline_ __u8 app_refusal(const struct pod *pod)
 inline_ __u8 active_refusal(struct tcp_sock *tp, const struct end *end, const struct pod *pod)
 {
 	__u32 *netns;
-	__u8 reason;
+	__u8 reason = learnt(end, ACTIVE, pod);
 
+	if (reason)
+		return reason;
 	if (end->role == ROLE_APP) {
 		reason = app_refusal(pod);
-		if (!reason && !(pod->flags & POD_TRUST_APPS) && !is_nonblocking(tp))
+		if (!reason && !is_nonblocking(tp) && distrust(end, pod))
 			reason = REASON_blocking;
 		return reason;
 	}
@@ -65,16 +113,6 @@ inline_ __u8 hop_of(const struct end *active, const struct end *passive)
 	return to_sidecar ? HOP_APP_SIDECAR : HOP_SIDECAR_APP;
 }
 
-/* Is this app's listener known to be read blocking, and untrusted? */
-inline_ _Bool is_blocking_listener(const struct end *end, const struct pod *pod)
-{
-	struct listener listener = { .netns = end->netns, .port = end->local_port };
-
-	if (pod->flags & POD_TRUST_APPS)
-		return 0;
-	return bpf_map_lookup_elem(&blocking_listeners, &listener) != 0;
-}
-
 /* Both ends, and so the hop, are known now: the reason to refuse, or none. */
 inline_ __u8 pair_refusal(const struct connection *c)
 {
@@ -84,14 +122,12 @@ inline_ __u8 pair_refusal(const struct connection *c)
 
 	if (c->hop == HOP_NONE)
 		return REASON_roles;
-	if (c->hop != HOP_SIDECAR_APP)
-		return REASON_none;
 	pod = bpf_map_lookup_elem(&pods, &passive->netns);
 	if (!pod)
 		return REASON_withdrawn;
-	reason = app_refusal(pod);
-	if (!reason && is_blocking_listener(passive, pod))
-		reason = REASON_blocking;
+	reason = learnt(passive, PASSIVE, pod);
+	if (!reason && c->hop == HOP_SIDECAR_APP)
+		reason = app_refusal(pod);
 	return reason;
 }
 
@@ -117,7 +153,7 @@ inline_ void keep_alive(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 {
 	int on = 1, idle_seconds = 1800;
 
-	if (sock_of(tp)->__sk_common.skc_flags & SOCK_KEEPOPEN_FLAG)
+	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN)))
 		return;
 	bpf_setsockopt(ctx, SOL_TCP, TCP_KEEPIDLE, &idle_seconds, sizeof(idle_seconds));
 	bpf_setsockopt(ctx, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));

@@ -94,6 +94,7 @@ def _numbers(statistics: Statistics) -> dict[str, Any]:
         "messages_tcp_by_reason": dict(total.messages_tcp_by_reason),
         "connections_accepted": statistics.accepted,
         "connections_evicted": statistics.evicted,
+        "options_refused": statistics.options_refused,
         "refusals": dict(statistics.refused),
         "traffic": {
             hop.label: {
@@ -155,6 +156,8 @@ def _print_numbers(facts: dict[str, Any]) -> None:
         f"connections accelerated: {facts['connections_accepted']:,}"
         + (f", of which {evicted:,} were given up" if evicted else "")
     )
+    if refused := facts["options_refused"]:
+        output.line(f"socket options refused on accelerated connections: {refused:,}")
     reasons.count("connections not accelerated, by reason:", facts["refusals"])
     reasons.count("messages by TCP, by reason:", facts["messages_tcp_by_reason"])
 

@@ -26,11 +26,14 @@ class Container:
         cgroup_id: Inode number of the cgroup v2 directory; nobody inside can forge it.
         role: UNKNOWN where proxy and application share this cgroup.
         name: For people.
+        splices: The executables in it that are known to read sockets by splice(2), which
+            does not see redirected bytes.
     """
 
     cgroup_id: int
     role: Role
     name: str = ""
+    splices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

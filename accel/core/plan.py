@@ -42,7 +42,8 @@ class Policy:
         trust_apps: The default for pods that say nothing themselves.
         trust_possible: This kernel lets an ordinary application read redirected
             messages without going wrong (see `accel check`).
-        trust_forced: The operator knows the applications and takes the risk.
+        trust_forced: The operator knows the applications and takes the risk, that of
+            executables known to splice too.
         enrol_apps_possible: This kernel's FIONREAD stays right on a socket that is
             enrolled but receives by TCP, so an untrusted application may send by
             the short cut.
@@ -76,10 +77,15 @@ class PodEntry:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEntry:
-    """Value of the containers map: the role counts only for sockets of that netns."""
+    """Value of the containers map: it counts only for sockets of that netns.
+
+    Attributes:
+        splices: Nothing may be redirected into its sockets, whoever is trusted.
+    """
 
     netns: int
     role: Role
+    splices: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +162,15 @@ def want(pods: Pods, policy: Policy) -> Want:
     cgroups = _claimed_twice(_cgroups(pod) for pod in pods.values())
     addresses = _claimed_twice(_routable(pod) for pod in pods.values())
     return Want(
-        pods=MappingProxyType({n: _entry(pod, policy) for n, pod in accelerated.items()}),
+        pods=MappingProxyType({n: _entry(pod, policy, cgroups) for n, pod in accelerated.items()}),
         containers=MappingProxyType(
             {
-                container.cgroup_id: ContainerEntry(netns, container.role)
+                container.cgroup_id: ContainerEntry(
+                    netns, container.role, splices=_splices(container, policy)
+                )
                 for netns, pod in accelerated.items()
                 for container in pod.containers
-                if _told_by_cgroup(container) and container.cgroup_id not in cgroups
+                if _has_entry(container, cgroups)
             }
         ),
         addresses=MappingProxyType(
@@ -251,8 +259,13 @@ def _meet(one: PodEntry, other: PodEntry) -> PodEntry:
     )
 
 
-def _entry(pod: Pod, policy: Policy) -> PodEntry:
-    trusted = _trust_asked(pod, policy) and _trust_borne(policy)
+def _entry(pod: Pod, policy: Policy, disputed: frozenset[int]) -> PodEntry:
+    trusted = (
+        _trust_asked(pod, policy)
+        and _trust_borne(policy)
+        # Without an entry of its own what splices cannot be told from the rest of the pod.
+        and not any(_splices(c, policy) for c in pod.containers if not _has_entry(c, disputed))
+    )
     return PodEntry(
         trust_apps=trusted,
         enrol_apps=trusted or policy.enrol_apps_possible,
@@ -289,6 +302,14 @@ def _told_by_cgroup(container: Container) -> bool:
     return container.role is not Role.UNKNOWN
 
 
+def _splices(container: Container, policy: Policy) -> bool:
+    return bool(container.splices) and not policy.trust_forced
+
+
+def _has_entry(container: Container, disputed: frozenset[int]) -> bool:
+    return _told_by_cgroup(container) and container.cgroup_id not in disputed
+
+
 def _cgroups(pod: Pod) -> frozenset[int]:
     return frozenset(c.cgroup_id for c in pod.containers if _told_by_cgroup(c))
 
@@ -312,6 +333,14 @@ def _claimed_twice(claims: Iterable[frozenset[T]]) -> frozenset[T]:
     return frozenset(item for item, count in counts.items() if count > 1)
 
 
+def _splice_note(container: Container, policy: Policy) -> str:
+    programs = ", ".join(container.splices)
+    where = f"{programs} in {container.name or f'cgroup {container.cgroup_id}'}"
+    if policy.trust_forced:
+        return f"{where}, known to read sockets by splice, is trusted by force"
+    return f"{where} is known to read sockets by splice: not trusted (force_trust overrides)"
+
+
 def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
     if refusal := _refusal(pod, policy):
         yield f"not accelerated: {refusal}"
@@ -328,6 +357,9 @@ def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
             f"proxy and application share a cgroup: uid {pod.proxy_uid} stands in for it, and "
             "whoever may take that uid passes for the proxy"
         )
+    for container in sorted(pod.containers):
+        if container.splices and (container.role is Role.SIDECAR or _trust_asked(pod, policy)):
+            yield _splice_note(container, policy)
     for other in others:
         for cgroup_id in sorted(_cgroups(pod) & _cgroups(other)):
             yield f"cgroup {cgroup_id} is claimed by {other.name} too: neither has it"

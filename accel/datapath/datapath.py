@@ -36,6 +36,7 @@ from accel.datapath.layout import (
     AddressBytes,
     Connection,
     ConnectionKey,
+    ContainerFlags,
     ContainerValue,
     EventRecord,
     Hop,
@@ -70,12 +71,14 @@ class Statistics:
 
     Attributes:
         refused: Connections refused, by reason; reasons that never occurred are left out.
+        options_refused: Calls of setsockopt() for what an enrolled socket cannot bear.
         undecided: Messages of connections whose hop was not known yet; all by TCP.
     """
 
     accepted: int
     evicted: int
     events_lost: int
+    options_refused: int
     refused: Mapping[str, int]
     traffic: Mapping[tuple[Hop, Way], Traffic]
     undecided: Traffic
@@ -142,10 +145,7 @@ class Datapath(Closing):
         return Want(
             pods=MappingProxyType({n: _pod_entry(value) for n, value in self._pods.items()}),
             containers=MappingProxyType(
-                {
-                    cgroup: ContainerEntry(value.netns, Role(value.role))
-                    for cgroup, value in self._containers.items()
-                }
+                {cgroup: _container_entry(value) for cgroup, value in self._containers.items()}
             ),
             addresses=MappingProxyType(
                 {address.bytes: netns for address, netns in self._addresses.items()}
@@ -176,9 +176,7 @@ class Datapath(Closing):
                 self._pods.delete(netns)
                 self._paused.delete(netns)
             case SetContainer(cgroup_id, container):
-                self._containers.update(
-                    cgroup_id, ContainerValue(container.netns, int(container.role))
-                )
+                self._containers.update(cgroup_id, _container_value(container))
             case DropContainer(cgroup_id):
                 self._containers.delete(cgroup_id)
             case SetAddress(address, netns):
@@ -272,6 +270,7 @@ class Datapath(Closing):
             accepted=sum(v.accepted for v in verdicts),
             evicted=sum(v.evicted for v in verdicts),
             events_lost=sum(v.events_lost for v in verdicts),
+            options_refused=sum(v.options_refused for v in verdicts),
             refused=_sum_reasons([v.refused for v in verdicts]),
             traffic=MappingProxyType(traffic),
             undecided=_add(_traffic(self._traffic.lookup(way) or ()) for way in Way),
@@ -328,6 +327,16 @@ def _pod_value(entry: PodEntry) -> PodValue:
     if entry.roles_by_uid:
         flags |= PodFlags.ROLES_BY_UID
     return PodValue(int(flags), entry.proxy_uid)
+
+
+def _container_entry(value: ContainerValue) -> ContainerEntry:
+    splices = ContainerFlags.SPLICES in ContainerFlags(value.flags)
+    return ContainerEntry(value.netns, Role(value.role), splices=splices)
+
+
+def _container_value(entry: ContainerEntry) -> ContainerValue:
+    flags = ContainerFlags.SPLICES if entry.splices else ContainerFlags(0)
+    return ContainerValue(entry.netns, int(entry.role), int(flags))
 
 
 def _traffic(per_cpu: tuple[Any, ...]) -> Traffic:

@@ -2,12 +2,14 @@
 
     <bpffs>/<object>-<connections>/     e.g. /sys/fs/bpf/accel/1f0c9a73b2d4-65536/
         <map>  for every map            .data is pinned as "data": bpffs reserves dots
-        accel_sockops, accel_redirect, accel_list
+        accel_sockops, accel_redirect, accel_guard, accel_list
+        guard                           accel_guard on the cgroup of link
         link                            sock_ops on its cgroup; what makes the rest work
 
-A generation is complete once its link is there.  Another object, or other sizes,
-are another generation; the link is handed over from the old one, which its last
-sockets then keep alive without pins.
+A generation is complete once its link is there; the guard comes before it.  Another
+object, or other sizes, are another generation; the link is handed over from the old
+one, which its last sockets then keep alive without pins.  Guards are not handed over:
+each knows the sockets of its own generation, and several may stand side by side.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from pathlib import Path
 from accel import bpf
 from accel.datapath.errors import DatapathError, NotRunning
 
-PROGRAMS = ("accel_sockops", "accel_redirect", "accel_list")
+PROGRAMS = ("accel_sockops", "accel_redirect", "accel_guard", "accel_list")
 LINK = "link"
+GUARD = "guard"
 
 
 @cache
@@ -77,6 +80,11 @@ class Generation:
     @property
     def link(self) -> Path:
         return self.directory / LINK
+
+    @property
+    def guard(self) -> Path:
+        """Pin of the setsockopt hook; not there in generations before it existed."""
+        return self.directory / GUARD
 
     def map(self, name: str) -> Path:
         return self.directory / name.lstrip(".").replace(".", "_")

@@ -48,6 +48,10 @@ class PodFlags(IntFlag):
     ROLES_BY_UID = 4
 
 
+class ContainerFlags(IntFlag):
+    SPLICES = 1
+
+
 class EndState(IntFlag):
     ENROLLED = 1
     LEFT = 2
@@ -86,6 +90,7 @@ class PodValue(NamedTuple):
 class ContainerValue(NamedTuple):
     netns: int
     role: int
+    flags: int
 
 
 class AddressBytes(NamedTuple):

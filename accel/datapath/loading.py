@@ -1,8 +1,8 @@
 """The life of the data path: load or adopt, attach, hand over, remove.
 
-Order matters, and is always the same: maps and sk_msg first, then sock_ops, so
-that no socket ever enters a sockhash without a program; and never the other way
-back while sockets are in it (see remove()).
+Order matters, and is always the same: maps and sk_msg first, then the guard, then
+sock_ops, so that no socket ever enters a sockhash without a program, or unguarded; and
+never the other way back while sockets are in it (see remove()).
 """
 
 from __future__ import annotations
@@ -128,15 +128,20 @@ def remove(bpffs: Path) -> int:
     for generation in list(generations(bpffs)):
         # Detached first: if we are killed half way, the next start finds a husk and throws
         # it away, switches and all.
-        if generation.link.exists():
-            with Link.from_pin(generation.link) as link:
-                link.detach()
+        _detach(generation.link)
         with _if_ours(generation) as datapath:
             if datapath is not None:
                 datapath.pause()
                 draining += datapath.count_accepted()
+        _detach(generation.guard)
         generation.remove()
     return draining
+
+
+def _detach(pin: Path) -> None:
+    if pin.exists():
+        with Link.from_pin(pin) as link:
+            link.detach()
 
 
 def _remove_husks(bpffs: Path) -> None:
@@ -179,30 +184,34 @@ def _take_over_switches(datapath: Datapath, older: list[Generation]) -> None:
 
 
 def _attach(ours: Generation, older: list[Generation], cgroup: Path) -> None:
-    for pinned in (ours, *older):
-        if not pinned.link.exists():
-            continue
+    attached = [pinned for pinned in (ours, *older) if pinned.link.exists()]
+    for pinned in attached:
         with Link.from_pin(pinned.link) as link:
-            if not _is_attached_to(link, cgroup):
+            if link.info().cgroup_id != cgroup.stat().st_ino:
                 raise DatapathError(
                     f"attach to {cgroup}: {pinned.link} is attached to another cgroup",
                     remedy="run `accel remove` first, or give this agent its own --bpffs",
                 )
-            if pinned is ours:
-                return
-            with Program.from_pin(ours.program("accel_sockops")) as program:
-                link.update(program)
-        pinned.link.rename(ours.link)
-        return
+    if not ours.guard.exists():
+        _attach_new(ours, "accel_guard", cgroup, ours.guard)
+    if not attached:
+        _attach_new(ours, "accel_sockops", cgroup, ours.link)
+    elif attached[0] is not ours:
+        with (
+            Program.from_pin(ours.program("accel_sockops")) as program,
+            Link.from_pin(attached[0].link) as link,
+        ):
+            link.update(program)
+        attached[0].link.rename(ours.link)
+
+
+def _attach_new(ours: Generation, name: str, cgroup: Path, pin: Path) -> None:
+    attach_type = ours.spec.programs[name].attach_type  # a pinned program does not tell
     with (
-        Program.from_pin(ours.program("accel_sockops")) as program,
-        bpf.attach_cgroup(program, cgroup) as link,
+        Program.from_pin(ours.program(name)) as program,
+        bpf.attach_cgroup(program, cgroup, attach_type=attach_type) as link,
     ):
-        link.pin(ours.link)
-
-
-def _is_attached_to(link: Link, cgroup: Path) -> bool:
-    return link.info().cgroup_id == cgroup.stat().st_ino
+        link.pin(pin)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import select
 import socket
@@ -41,6 +42,9 @@ from accel.errors import AccelError
 _CLONE_NEWNET = 0x40000000
 _SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h; answers 9 words, the first is rmem_alloc
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+# Not in Python's socket module: asm-generic/socket.h, linux/tcp.h
+_SO_ZEROCOPY, _TCP_ULP = 60, 31
 
 _DEADLINE_SECONDS = 60.0
 _WAIT_SECONDS = 5.0
@@ -130,8 +134,8 @@ class _Bench:
         with ExitStack() as stack:
             generation = Generation.ours(Path(), 1024)
             loaded = stack.enter_context(load(generation, constants))
-            link = bpf.attach_cgroup(loaded.programs["accel_sockops"], cgroup)
-            stack.enter_context(link)
+            for hook in ("accel_guard", "accel_sockops"):
+                stack.enter_context(bpf.attach_cgroup(loaded.programs[hook], cgroup))
             self.datapath = stack.enter_context(
                 Datapath(generation, loaded.maps, loaded.programs["accel_list"])
             )
@@ -331,12 +335,50 @@ def _check_bounded(bench: _Bench) -> tuple[bool, str]:
     )
 
 
+def _is_refused(sock: socket.socket, level: int, option: int, value: bytes) -> bool:
+    try:
+        sock.setsockopt(level, option, value)
+    except PermissionError:
+        return True
+    except FileNotFoundError:  # the kernel has no kTLS
+        return False
+    return False
+
+
+def _check_options(bench: _Bench) -> tuple[bool, str]:
+    one = struct.pack("i", 1)
+    asked = {
+        "MSG_ZEROCOPY": (socket.SOL_SOCKET, _SO_ZEROCOPY, one),
+        "kTLS": (socket.IPPROTO_TCP, _TCP_ULP, b"tls\0"),
+    }
+    with bench.pair() as (app, sidecar):
+        # More than the page that the kernel copies for a program to see.
+        app.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, one + bytes(4 * mmap.PAGESIZE))
+        kept = bool(app.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        sidecar.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2)
+        before = bench.redirected()
+        app.send(b"x")
+        low = bench.redirected() == before
+        refused = [_is_refused(app, *option) for option in asked.values()]
+    with bench.pair() as (app, _):
+        allowed = [not _is_refused(app, *option) for option in asked.values()]
+    said = [
+        f"{name} {'refused' if no else 'not refused'} on an accelerated socket, "
+        f"{'allowed' if yes else 'refused'} on the next"
+        for name, no, yes in zip(asked, refused, allowed, strict=True)
+    ]
+    said.append(f"SO_RCVLOWAT {'kept' if low else 'ignored'}")
+    said.append(f"a value of five pages {'taken' if kept else 'lost'}")
+    return kept and low and all(refused) and all(allowed), "; ".join(said)
+
+
 _CHECKS: dict[str, Callable[[_Bench], tuple[bool, str]]] = {
     "redirect": _check_redirect,
     "order": _check_order,
     "end of file": _check_eof,
     "reset": _check_reset,
     "bounded queue": _check_bounded,
+    "socket options": _check_options,  # the last: no socket of the app's is enrolled after it
 }
 
 

@@ -26,7 +26,7 @@ from accel.core.model import Address, Container, Pod, Role
 from accel.errors import LinuxError
 from accel.linux import cgroup, netns, process
 from accel.linux.process_events import Kind, ProcessEvent, ProcessEvents
-from accel.sources.profiles import KNOWN, Profile, find_profile
+from accel.sources.profiles import KNOWN, SPLICERS, Profile, find_profile
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def pod_from(
     A cgroup tells the role of all its processes if it holds proxies alone, or no
     proxy.  A helper under a proxy's uid (pilot-agent beside Envoy) counts as one.  Other
     company makes the cgroup's role UNKNOWN and lets the uid decide, if it can.
+    A cgroup with one of SPLICERS says so, whatever its role.
     """
     found = {m.pid: p for m in members if (p := find_profile(profiles, m.exe, m.uid))}
     if not found:
@@ -79,7 +80,8 @@ def pod_from(
             shared_uids |= uids
         if any(not found[m.pid].uids for m in proxies) and any(m.uid in uids for m in others):
             reason = _nothing_tells(cgroup_id)
-        containers.append(Container(cgroup_id, role, group[0].cgroup.name))
+        splices = tuple(sorted({m.exe for m in group} & SPLICERS))
+        containers.append(Container(cgroup_id, role, group[0].cgroup.name, splices))
     if len(shared_uids) > 1:
         reason = f"proxies under several uids {sorted(shared_uids)} share cgroups with others"
     return Pod(

@@ -46,6 +46,20 @@ KNOWN = (
 )
 
 
+# Executables that read sockets by splice(2), to which redirected bytes do not exist.
+SPLICERS = frozenset(
+    {
+        "3proxy",  # src/sockmap.c, with option -s
+        "docker-proxy",  # tcp_proxy_linux.go: io.Copy() of *net.TCPConn is Go's splice_linux.go
+        "haproxy",  # src/raw_sock.c, with option splice-auto and the like
+        "rootlesskit",  # pkg/port/builtin/parent/tcp/tcp.go, io.Copy() again
+        "rootlessport",  # the same code, as Podman runs it
+        "systemd-socket-proxyd",  # src/socket-proxy/socket-proxyd.c
+        "xray",  # proxy/proxy.go, CopyRawConnIfExist()
+    }
+)
+
+
 def find_profile(profiles: Iterable[Profile], exe: str, uid: int) -> Profile | None:
     """The first profile that matches a process."""
     return next((profile for profile in profiles if profile.matches(exe, uid)), None)

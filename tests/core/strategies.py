@@ -20,8 +20,14 @@ ADDRESSES = st.sampled_from(
     ]
 )
 
-containers = st.dictionaries(CGROUPS, st.sampled_from(Role), max_size=3).map(
-    lambda roles: frozenset(Container(cgroup_id, role) for cgroup_id, role in roles.items())
+containers = st.dictionaries(
+    CGROUPS,
+    st.tuples(st.sampled_from(Role), st.sampled_from([(), ("haproxy",)])),
+    max_size=3,
+).map(
+    lambda facts: frozenset(
+        Container(cgroup_id, role, splices=splices) for cgroup_id, (role, splices) in facts.items()
+    )
 )
 pods = st.builds(
     Pod,
@@ -60,7 +66,8 @@ wants = st.builds(
         ),
     ),
     containers=st.dictionaries(
-        CGROUPS, st.builds(ContainerEntry, netns=NETNS, role=st.sampled_from(Role))
+        CGROUPS,
+        st.builds(ContainerEntry, netns=NETNS, role=st.sampled_from(Role), splices=st.booleans()),
     ),
     addresses=st.dictionaries(st.sampled_from([b"a" * 16, b"b" * 16, b"c" * 16]), NETNS),
 )

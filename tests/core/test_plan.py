@@ -100,6 +100,24 @@ def test_no_new_address_points_at_a_pod_that_is_not_on(have: Want, want: Want) -
                 assert netns in now.pods
 
 
+@given(wants, wants)
+def test_trust_never_meets_what_splices_unless_it_is_to(have: Want, want: Want) -> None:
+    """Not for a moment on the way to where it is kept from it."""
+    for now in carried_out(have, plan(have, want)):
+        for cgroup_id, entry in now.containers.items():
+            pod = now.pods.get(entry.netns, PodEntry())
+            assert _may_read(entry, pod) <= any(
+                cgroup_id in maps.containers
+                and _may_read(maps.containers[cgroup_id], maps.pods.get(entry.netns, PodEntry()))
+                for maps in (have, want)
+            )
+
+
+def _may_read(container: ContainerEntry, pod: PodEntry) -> bool:
+    trusted = container.role is Role.SIDECAR or pod.trust_apps
+    return trusted and not container.splices
+
+
 def test_a_moved_sidecar_role_is_never_held_twice() -> None:
     have = Want(
         pods={1: PodEntry()},

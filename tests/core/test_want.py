@@ -76,6 +76,52 @@ def test_trust_needs_someone_to_ask_and_a_kernel_to_bear_it(
     assert entry.enrol_apps is trusted  # else reading redirected bytes would be impossible
 
 
+HAPROXY = replace(
+    WEB,
+    containers=frozenset(
+        {Container(10, Role.SIDECAR), Container(11, Role.APP, "lb", ("haproxy",))}
+    ),
+)
+TRUSTING = Policy(trust_possible=True, trust_apps=True)
+
+
+def test_what_splices_is_marked_and_the_rest_of_the_pod_trusted() -> None:
+    wanted = want({1: HAPROXY}, TRUSTING)
+
+    assert wanted.pods[1].trust_apps
+    assert wanted.containers == {
+        10: ContainerEntry(1, Role.SIDECAR),
+        11: ContainerEntry(1, Role.APP, splices=True),
+    }
+    assert pod_notes(HAPROXY, TRUSTING) == (
+        "haproxy in lb is known to read sockets by splice: not trusted (force_trust overrides)",
+    )
+    assert pod_notes(HAPROXY, Policy()) == ()
+
+
+def test_force_trusts_what_splices_too() -> None:
+    forced = replace(TRUSTING, trust_forced=True)
+
+    assert not want({1: HAPROXY}, forced).containers[11].splices
+    assert "trusted by force" in pod_notes(HAPROXY, forced)[0]
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        {
+            1: replace(
+                HAPROXY, containers=frozenset({Container(10, Role.UNKNOWN, "", ("haproxy",))})
+            )
+        },
+        {1: HAPROXY, 2: replace(DB, containers=HAPROXY.containers)},
+    ],
+    ids=["shared with the proxy", "claimed by two"],
+)
+def test_what_splices_and_cannot_be_marked_costs_its_pod_the_trust(pods: dict[int, Pod]) -> None:
+    assert not want(pods, TRUSTING).pods[1].trust_apps
+
+
 def test_an_override_by_name_wins_over_the_pod() -> None:
     policy = Policy(
         trust_possible=True,

@@ -27,7 +27,7 @@ def btf() -> Any:
     ("struct", "record", "size_bytes"),
     [
         ("pod", layout.PodValue, 8),
-        ("container", layout.ContainerValue, 8),
+        ("container", layout.ContainerValue, 12),
         ("address", layout.AddressBytes, 16),
         ("connection_key", layout.ConnectionKey, 8),
         ("end", layout.End, None),

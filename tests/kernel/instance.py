@@ -171,7 +171,7 @@ class Instance:
         """Ids of all that is pinned."""
         found = set()
         for path in self.pins.glob("*/*"):
-            if path.name == "link":
+            if path.name in {"link", "guard"}:
                 with Link.from_pin(path) as link:
                     found.add(("link", link.info().id))
             elif path.name.startswith("accel_"):

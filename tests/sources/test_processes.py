@@ -89,6 +89,23 @@ def test_in_a_shared_cgroup_the_uid_stands_in() -> None:
     assert (found.proxy_uid, found.accelerate) == (1337, True)
 
 
+def test_programs_known_to_splice_are_told() -> None:
+    found = pod(
+        member(1, "envoy", 1337, 10),
+        member(2, "sh", 0, 11),
+        member(3, "haproxy", 99, 11),
+        member(4, "haproxy", 99, 11),
+        member(5, "haproxy-exporter", 0, 12),
+    )
+
+    assert found is not None
+    assert {c.cgroup_id: c.splices for c in found.containers} == {
+        10: (),
+        11: ("haproxy",),
+        12: (),
+    }
+
+
 def test_one_cgroup_and_one_uid_tell_nothing() -> None:
     found = pod(member(1, "proxy", 0, 10), member(2, "nginx", 0, 10))
 

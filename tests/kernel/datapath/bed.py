@@ -202,7 +202,7 @@ class Bed:
     network: Network
     datapath: Datapath
     sockets: Map[bytes, bytes]
-    listeners: Map[bytes, bytes]
+    kept_out: Map[bytes, bytes]
     _open: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -329,16 +329,18 @@ def attached(
     with ExitStack() as stack:
         loaded = load(generation, constants)
         stack.enter_context(loaded)
-        link = stack.enter_context(
-            bpf.attach_cgroup(loaded.programs["accel_sockops"], network.cgroup)
-        )
+        links = [
+            stack.enter_context(bpf.attach_cgroup(loaded.programs[hook], network.cgroup))
+            for hook in ("accel_guard", "accel_sockops")
+        ]
         datapath = stack.enter_context(
             Datapath(generation, loaded.maps, loaded.programs["accel_list"])
         )
         bed = over(network, datapath, loaded.maps)
         for pod in (network.a, network.b):
             bed.mesh(pod)
-        stack.callback(link.detach)
+        for link in links:
+            stack.callback(link.detach)
         stack.callback(bed.close_sockets)
         yield bed
 
@@ -349,7 +351,7 @@ def over(network: Network, datapath: Datapath, maps: Mapping[str, Map[bytes, byt
     Args:
         maps: Of the object, by name.
     """
-    return Bed(network, datapath, maps["sockets"], maps["blocking_listeners"])
+    return Bed(network, datapath, maps["sockets"], maps["kept_out"])
 
 
 # --- talking over sockets --------------------------------------------------------------------

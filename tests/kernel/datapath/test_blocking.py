@@ -74,10 +74,10 @@ def test_listening_again_forgets(untrusting: Bed) -> None:
     with bed.a.app.listen() as listener:
         port = listener.getsockname()[1]
         exchange(*_to_blocking_app(bed, listener))
-        assert len(list(bed.listeners.keys())) == 1
+        assert len(list(bed.kept_out.keys())) == 1
     bed.close_sockets()
     with bed.a.app.listen(port=port) as listener:
-        assert list(bed.listeners.keys()) == []
+        assert list(bed.kept_out.keys()) == []
         client, server = bed.connect(bed.a.sidecar, listener)
         assert bed.reason(client) is None
         exchange(client, server)
@@ -89,7 +89,7 @@ def test_nonblocking_server_stays(untrusting: Bed) -> None:
     for _ in range(5):
         exchange(client, server)
     assert bed.enrolled() == 2
-    assert list(bed.listeners.keys()) == []
+    assert list(bed.kept_out.keys()) == []
 
 
 def test_trusted_apps_may_block(bed: Bed) -> None:
@@ -115,6 +115,6 @@ def test_blocking_app_that_left_loses_nothing(untrusting: Bed) -> None:
             assert read(server, 15) == b"%06d ask more" % number
             assert read(client, 29) == b"%06d greeting %06d answer" % (number, number)
             # Known from the first on, it would be out at once.
-            for key in list(bed.listeners.keys()):
-                bed.listeners.delete(key)
+            for key in list(bed.kept_out.keys()):
+                bed.kept_out.delete(key)
     bed.assert_forgotten()

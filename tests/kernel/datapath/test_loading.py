@@ -30,6 +30,7 @@ from tests.kernel.datapath.bed import (
     eventually,
     exchange,
     over,
+    read,
     read_to_end,
     some_bytes,
     write,
@@ -38,6 +39,7 @@ from tests.kernel.datapath.bed import (
 pytestmark = pytest.mark.kernel
 
 ROOM = 1024
+SO_ZEROCOPY = 60  # asm-generic/socket.h
 
 
 @contextmanager
@@ -47,9 +49,9 @@ def started(network: Network, bpffs: Path, room: int = ROOM) -> Iterator[Bed]:
         pins = datapath.generation
         with (
             Map.from_pin(pins.map("sockets")) as sockets,
-            Map.from_pin(pins.map("blocking_listeners")) as listeners,
+            Map.from_pin(pins.map("kept_out")) as kept_out,
         ):
-            bed = over(network, datapath, {"sockets": sockets, "blocking_listeners": listeners})
+            bed = over(network, datapath, {"sockets": sockets, "kept_out": kept_out})
             try:
                 yield bed
             finally:
@@ -177,6 +179,55 @@ def test_other_cgroup_is_refused(network: Network, bpffs: Path, cgroup: Path) ->
         assert _accelerated(bed, _new_pair(bed)) == 2
 
 
+def _guarded(bed: Bed) -> bool:
+    """Is an enrolled socket refused what it cannot bear?"""
+    _, server = _new_pair(bed)  # as its listener's port is new, nothing is known of it
+    try:
+        server.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    except PermissionError:
+        return True
+    return False
+
+
+def test_guard_comes_and_goes_with_its_generation(network: Network, bpffs: Path) -> None:
+    with started(network, bpffs) as old:
+        old.trust()
+        assert _guarded(old)
+        of_old = old.datapath.generation.guard
+        with started(network, bpffs, room=2 * ROOM) as new:
+            new.trust()
+            assert _guarded(new)
+            assert not of_old.exists()
+        with Link.from_pin(new.datapath.generation.guard) as guard:
+            loading.remove(bpffs)
+            assert not guard.info().cgroup_id
+
+
+@pytest.mark.parametrize("room", [ROOM, 2 * ROOM], ids=["its own", "another's"])
+def test_generation_without_a_guard_gets_one(network: Network, bpffs: Path, room: int) -> None:
+    """As an older accel left it."""
+    with started(network, bpffs) as bed:
+        bed.trust()
+        bed.datapath.generation.guard.unlink()
+        assert not _guarded(bed)
+        with started(network, bpffs, room) as next_bed:
+            next_bed.trust()
+            assert _guarded(next_bed)
+
+
+def test_zero_copy_that_no_guard_saw_leaves(network: Network, bpffs: Path) -> None:
+    with started(network, bpffs) as bed:
+        bed.trust()
+        bed.datapath.generation.guard.unlink()
+        client, server = _new_pair(bed)
+        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        client.send(b"by TCP")
+        assert bed.tcp_reasons() == {"zero_copy": 1}
+        eventually(lambda: bed.enrolled() == 1)
+        assert read(server, 6) == b"by TCP"
+        exchange(client, server)
+
+
 def test_cgroup_that_was_removed(network: Network, bpffs: Path, cgroup: Path) -> None:
     """Its link is an empty husk: the next start attaches anew."""
     doomed = cgroup / "doomed"
@@ -251,6 +302,7 @@ def _is_alive(network: Network, bpffs: Path, room: int = ROOM) -> None:
         assert bed.datapath.enabled
         bed.trust()
         assert _accelerated(bed, _new_pair(bed)) == 2
+        assert _guarded(bed)
         bed.assert_forgotten()
     assert [g.max_connections for g in generations(bpffs)] == [room]
 

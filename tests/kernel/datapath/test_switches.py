@@ -76,9 +76,23 @@ def test_trust_given_and_taken_back(bed: Bed) -> None:
         lambda: bed.mesh(bed.a, enrol_apps=True),
         lambda: bed.mesh(bed.a, enrol_apps=True, trust_apps=True),
     )
-    # A reader may be asleep in TCP by now: an app's direction never comes back.
     assert bed.redirected(way=Way.RESPONSE) == 2
-    assert bed.tcp_reasons() == {"untrusted": 1, "settled": 1}
+    assert bed.tcp_reasons() == {"untrusted": 1, "in_tcp": 1}
+
+    # Drained by now, into an app that does not sleep: back.
+    exchange(server, client)
+    assert bed.redirected(way=Way.RESPONSE) == 3
+
+
+def test_blocking_app_never_comes_back_from_tcp(bed: Bed) -> None:
+    """Its reader may be asleep in tcp_recvmsg(), where redirected bytes do not wake it."""
+    bed.trust()
+    client, server = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
+    _in_order(server, client, lambda: bed.datapath.pause(), lambda: bed.datapath.resume())
+    for _ in range(3):
+        exchange(client, server)
+    assert bed.redirected(way=Way.RESPONSE) == 1
+    assert bed.tcp_reasons() == {"off": 1, "settled": 4}
 
 
 def test_dropped_pod_goes_by_tcp(bed: Bed) -> None:
