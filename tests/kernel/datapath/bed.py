@@ -73,6 +73,7 @@ class Actor:
     def __init__(self, netns: Netns | None, cgroup: Path, uid: int = 0) -> None:
         cgroup.mkdir(exist_ok=True)
         self.cgroup = cgroup
+        self.uid = uid
         self._turn = threading.Lock()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         inherited = [theirs.fileno()] + ([netns.fd] if netns else [])
