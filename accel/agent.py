@@ -150,6 +150,7 @@ def policy_of(settings: Settings, fitness: Fitness) -> Policy:
         trust_possible=fitness.trust_possible,
         trust_forced=settings.force_trust,
         enrol_apps_possible=fitness.enrol_apps_possible,
+        one_queue=fitness.facts is not None and fitness.facts.one_queue,
         overrides=settings.pods,
     )
 

@@ -97,6 +97,11 @@ inline_ long redirect_to(struct sk_msg_md *msg, struct socket_key *peer, const s
 	return bpf_msg_redirect_hash(msg, &sockets, peer, BPF_F_INGRESS);
 }
 
+inline_ void want_rtt(struct bpf_sock_ops *ctx)
+{
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
 /* Puts the socket into the sockhash.  Returns the reason why not, or none. */
 inline_ __u8 enrol(struct bpf_sock_ops *ctx, struct tcp_sock *tp, struct socket_key *key,
 		   struct end *end)
@@ -114,7 +119,7 @@ inline_ __u8 enrol(struct bpf_sock_ops *ctx, struct tcp_sock *tp, struct socket_
 		return REASON_enrol_failed;
 	}
 	end->state |= END_ENROLLED;
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+	want_rtt(ctx);
 	if (end->role == ROLE_SIDECAR)
 		keep_alive(ctx, tp);
 	return REASON_none;
@@ -189,10 +194,13 @@ inline_ void passive_established(struct bpf_sock_ops *ctx, struct tcp_sock *tp,
 		reason = pair_refusal(c);
 	if (!reason)
 		reason = enrol(ctx, tp, &key, &c->ends[PASSIVE]);
-	if (reason)
-		refuse(&key.connection, c, reason);
-	else
+	if (!reason) {
 		accept(&key.connection, c);
+		return;
+	}
+	if (reason == REASON_blocking)	/* to learn from its first answer */
+		want_rtt(ctx);
+	refuse(&key.connection, c, reason);
 }
 
 inline_ void established(struct bpf_sock_ops *ctx, __u32 which)
@@ -213,7 +221,7 @@ inline_ void established(struct bpf_sock_ops *ctx, __u32 which)
 	end->role = role_of(end, pod);
 	if (end->role == ROLE_EXCLUDED)
 		return;
-	if (one_queue && end->role == ROLE_APP && !distrust(end, pod))
+	if (one_queue && needs_one_queue(end, pod) && !distrust(end, pod))
 		end->state = END_ONE_QUEUE;
 	end->sock = (__u64)(unsigned long)tp;
 	end->cookie = bpf_get_socket_cookie(ctx);
@@ -243,6 +251,7 @@ inline_ void connecting(struct bpf_sock_ops *ctx)
 
 inline_ void listening(struct bpf_sock_ops *ctx)
 {
+	__u32 presumed = REASON_blocking | PRESUMED;
 	struct origin origin = {};
 	struct tcp_sock *tp = tcp_sock_of(ctx);
 
@@ -251,7 +260,10 @@ inline_ void listening(struct bpf_sock_ops *ctx)
 	origin.cgroup_id = cgroup_id_of(tp);
 	origin.netns = netns_of(tp);
 	origin.port = ctx->local_port;
-	bpf_map_delete_elem(&kept_out, &origin);
+	if (is_nonblocking(tp))
+		bpf_map_delete_elem(&kept_out, &origin);
+	else
+		bpf_map_update_elem(&kept_out, &origin, &presumed, BPF_ANY);
 }
 
 /* An ACK with an RTT sample: the time for whoever has no business here to leave. */
@@ -269,7 +281,9 @@ inline_ void acknowledged(struct bpf_sock_ops *ctx)
 		return;
 	end = end_of(c, state->key.end);
 
-	if (must_leave(c, state)) {
+	if (!(end->state & END_ENROLLED)) {
+		learn(tp, end);
+	} else if (must_leave(c, state)) {
 		if (!can_leave(tp, end))
 			return;		/* at a later sample */
 		/* Nothing was ever redirected to it, so nothing is lost. */

@@ -43,6 +43,7 @@
 	X(untrusted)		/* the receiver is an app that is not trusted */ \
 	X(splices)		/* the receiver is known to read by splice */ \
 	X(closing)		/* one end has begun to close */ \
+	X(two_queues)		/* the receiver would miss what waits in the second queue */ \
 	X(low_water)		/* the receiver waits for more than one byte */ \
 	X(peer_busy)		/* the receiver's socket is locked: a redirect would wait */ \
 	X(in_tcp)		/* earlier bytes of this direction are in the TCP path */ \
@@ -96,6 +97,7 @@ enum {
 	POD_TRUST_APPS = 1,	/* its apps read sockets the ordinary way */
 	POD_ENROL_APPS = 2,	/* an untrusted app's socket may be in the sockhash */
 	POD_ROLES_BY_UID = 4,	/* proxy and app share a cgroup: the uid tells them apart */
+	POD_STOPS_SHORT = 8,	/* its proxy takes a short read for the end of what waits */
 };
 
 struct pod {

@@ -72,7 +72,8 @@ struct {
 } sockets SEC(".maps");
 
 /*
- * The same for the sockets of trusted apps, where `one_queue`.  Without a verdict
+ * The same for trusted receivers that need one queue, where `one_queue`: apps, and
+ * proxies that stop short (POD_STOPS_SHORT).  Without a verdict
  * program a reader finds redirected bytes and TCP's in two queues: a read ends where
  * the first does (so an edge-triggered reader that stops at a short read, as epoll(7)
  * allows and nginx, Netty and tokio do, sleeps on the rest), and since 929e30f93125
@@ -120,8 +121,11 @@ struct {
 struct origin {
 	__u64 cgroup_id;
 	__u32 netns;
-	__u32 port;	/* of the listener, forgotten at listen(); 0: made by connect() */
+	__u32 port;	/* of the listener, told anew at listen(); 0: made by connect() */
 };
+
+/* With the reason: so far only presumed, of a listener that blocks itself. */
+#define PRESUMED 0x100
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -8,17 +8,6 @@
 #include "account.h"
 #include "verdict.h"
 
-/*
- * The reason not to redirect into this end, or none.  An app that came to be trusted
- * after it was established did not enter the one queue.
- */
-inline_ __u8 against_reading(const struct end *end, const struct pod *pod)
-{
-	if (one_queue && end->role != ROLE_SIDECAR && !(end->state & END_ONE_QUEUE))
-		return REASON_untrusted;
-	return distrust(end, pod);
-}
-
 /* Condition 1, the part that changes only when somebody changes a map. */
 inline_ __u8 policy_of(struct connection *c, struct direction *d, __u32 from)
 {
@@ -57,7 +46,8 @@ inline_ __u8 policy(struct connection *c, struct direction *d, __u32 from)
  *
  * blocking: an app that blocks in recv() gets a spurious EAGAIN when a signal or a
  * reset wakes it, by mere enrolment (tcp_bpf_recvmsg(), every version).  The listener
- * is remembered, so that only its first connection is exposed, until its first answer.
+ * is remembered, so that only its first connection is exposed, until its first answer;
+ * and not that one either where the listener blocks as well.
  */
 inline_ __u8 leaves(const struct direction *d, struct socket_state *state, struct tcp_sock *tp,
 		    const struct end *sender)
@@ -117,12 +107,6 @@ inline_ __u8 queue_reason(struct direction *d, const struct end *receiver, __u32
 			d->queued_bytes = 0;
 		}
 		queued = d->queued_bytes;
-		/*
-		 * Without the charge, accept() would not charge more than a page to the
-		 * memory cgroup that is uncharged later (inet_csk_accept(), 5.10).
-		 */
-		if (queued + size > 4096 && !peer_sock(receiver, sk_socket))
-			return REASON_not_accepted;
 	}
 	if (queued + size > limit)
 		return REASON_queue_bytes;
@@ -231,6 +215,15 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 	 */
 	if (peer_sock(receiver, sk_lock.owned))
 		return REASON_peer_busy;
+
+	/*
+	 * Without the charge, accept() would not charge more than a page to the memory
+	 * cgroup that is uncharged later (inet_csk_accept(), 5.10).  All by TCP, then: a
+	 * proxy that peeks at the first bytes of a connection, as Envoy does for TLS, would
+	 * wait for the rest in the other queue.
+	 */
+	if (!charges_rmem && !peer_sock(receiver, sk_socket))
+		return REASON_not_accepted;
 
 	if (tp->write_seq != d->clear_at) {
 		reason = back_from_tcp(d, tp, receiver);

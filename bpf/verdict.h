@@ -39,6 +39,30 @@ inline_ __u8 distrust(const struct end *end, const struct pod *pod)
 	return container_flags(end) & CONTAINER_SPLICES ? REASON_splices : REASON_none;
 }
 
+/*
+ * Does this end read right only what waits in one queue?  An app is anything, and a proxy
+ * may stop at a short read, which epoll(7) allows: it would sleep on what came by TCP
+ * behind redirected bytes.
+ */
+inline_ _Bool needs_one_queue(const struct end *end, const struct pod *pod)
+{
+	return end->role != ROLE_SIDECAR || pod->flags & POD_STOPS_SHORT;
+}
+
+/*
+ * The reason not to redirect into this end, or none.  An app that came to be trusted
+ * after it was established did not enter the one queue.  Where there is none, an app is
+ * trusted by force only.
+ */
+inline_ __u8 against_reading(const struct end *end, const struct pod *pod)
+{
+	__u8 reason = distrust(end, pod);
+
+	if (reason || end->state & END_ONE_QUEUE || !needs_one_queue(end, pod))
+		return reason;
+	return one_queue || end->role == ROLE_SIDECAR ? REASON_two_queues : REASON_none;
+}
+
 inline_ struct origin origin_of(const struct end *end, __u32 which)
 {
 	struct origin origin = {
@@ -64,9 +88,26 @@ inline_ __u8 learnt(const struct end *end, __u32 which, const struct pod *pod)
 	struct origin origin = origin_of(end, which);
 	__u32 *reason = bpf_map_lookup_elem(&kept_out, &origin);
 
-	if (!reason || (*reason == REASON_blocking && !distrust(end, pod)))
+	if (!reason || ((__u8)*reason == REASON_blocking && !distrust(end, pod)))
 		return REASON_none;
 	return *reason;
+}
+
+/*
+ * The first answer of a socket that was kept out because its listener blocks: does it
+ * read blocking too?  Tomcat accepts blocking and reads non-blocking.
+ */
+inline_ void learn(struct tcp_sock *tp, const struct end *end)
+{
+	struct origin origin = origin_of(end, PASSIVE);
+	__u32 *presumed = bpf_map_lookup_elem(&kept_out, &origin);
+
+	if (!presumed || *presumed != (REASON_blocking | PRESUMED))
+		return;
+	if (is_nonblocking(tp))
+		bpf_map_delete_elem(&kept_out, &origin);
+	else
+		*presumed = REASON_blocking;
 }
 
 /* The reason to keep an app's socket out of the sockhash, or none. */
@@ -125,18 +166,22 @@ inline_ __u8 hop_of(const struct end *active, const struct end *passive)
 /* Both ends, and so the hop, are known now: the reason to refuse, or none. */
 inline_ __u8 pair_refusal(const struct connection *c)
 {
+	const struct end *active = &c->ends[ACTIVE];
 	const struct end *passive = &c->ends[PASSIVE];
-	struct pod *pod;
+	struct pod *active_pod, *pod;
 	__u8 reason;
 
 	if (c->hop == HOP_NONE)
 		return REASON_roles;
+	active_pod = bpf_map_lookup_elem(&pods, &active->netns);
 	pod = bpf_map_lookup_elem(&pods, &passive->netns);
-	if (!pod)
+	if (!active_pod || !pod)
 		return REASON_withdrawn;
 	reason = learnt(passive, PASSIVE, pod);
 	if (!reason && c->hop == HOP_SIDECAR_APP)
 		reason = app_refusal(pod);
+	if (!reason && against_reading(active, active_pod))
+		reason = against_reading(passive, pod);	/* neither way: leave it alone */
 	return reason;
 }
 

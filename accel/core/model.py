@@ -47,6 +47,7 @@ class Pod:
         profile: The mesh whose proxy was found, as in "istio".
         containers: At most one per cgroup.
         addresses: As configured in the namespace, loopback and link-local included.
+        stops_short: Its proxy takes a short read for the end of what waits.
         proxy_uid: Set only when proxy and application share one cgroup, so that the
             uid of a socket must stand in for its cgroup.
         trust_apps: Whether the pod's applications read sockets the ordinary way;
@@ -60,6 +61,7 @@ class Pod:
     profile: str
     containers: frozenset[Container] = frozenset()
     addresses: frozenset[Address] = frozenset()
+    stops_short: bool = False
     proxy_uid: int | None = None
     trust_apps: bool | None = None
     accelerate: bool = True

@@ -47,6 +47,8 @@ class Policy:
         enrol_apps_possible: This kernel's FIONREAD stays right on a socket that is
             enrolled but receives by TCP, so an untrusted application may send by
             the short cut.
+        one_queue: This kernel lets redirected bytes and TCP's wait in one queue, so a
+            proxy that stops at a short read may be redirected into.
         overrides: Per pod, by its name; they win over what the pod itself says.
     """
 
@@ -54,6 +56,7 @@ class Policy:
     trust_possible: bool = False
     trust_forced: bool = False
     enrol_apps_possible: bool = False
+    one_queue: bool = False
     overrides: Mapping[str, Override] = field(default_factory=dict)
 
 
@@ -66,12 +69,15 @@ class PodEntry:
         enrol_apps: Applications' sockets may enter the sockhash.
         roles_by_uid: A socket whose cgroup does not tell its role takes it from its
             uid: sidecar if it is proxy_uid, application otherwise.
+        stops_short: The proxy takes a short read for the end of what waits: it may be
+            redirected into only where redirected bytes and TCP's wait in one queue.
         proxy_uid: Meaningful only with roles_by_uid; 0 otherwise.
     """
 
     trust_apps: bool = False
     enrol_apps: bool = False
     roles_by_uid: bool = False
+    stops_short: bool = False
     proxy_uid: int = 0
 
 
@@ -255,6 +261,7 @@ def _meet(one: PodEntry, other: PodEntry) -> PodEntry:
         trust_apps=one.trust_apps and other.trust_apps,
         enrol_apps=one.enrol_apps and other.enrol_apps,
         roles_by_uid=one.roles_by_uid and other.roles_by_uid and same_uid,
+        stops_short=one.stops_short or other.stops_short,
         proxy_uid=one.proxy_uid if same_uid else 0,
     )
 
@@ -270,6 +277,7 @@ def _entry(pod: Pod, policy: Policy, disputed: frozenset[int]) -> PodEntry:
         trust_apps=trusted,
         enrol_apps=trusted or policy.enrol_apps_possible,
         roles_by_uid=pod.proxy_uid is not None,
+        stops_short=pod.stops_short,
         proxy_uid=pod.proxy_uid or 0,
     )
 
@@ -352,6 +360,11 @@ def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
             )
         elif not policy.trust_possible:
             yield "applications are trusted by force: this kernel may make their reads go wrong"
+    if pod.stops_short and not policy.one_queue:
+        yield (
+            "nothing is redirected into its proxy: it stops at a short read, and on this kernel "
+            "redirected bytes and TCP's wait in two queues"
+        )
     if pod.proxy_uid is not None:
         yield (
             f"proxy and application share a cgroup: uid {pod.proxy_uid} stands in for it, and "

@@ -343,6 +343,7 @@ def _pod_entry(value: PodValue) -> PodEntry:
         trust_apps=PodFlags.TRUST_APPS in flags,
         enrol_apps=PodFlags.ENROL_APPS in flags,
         roles_by_uid=PodFlags.ROLES_BY_UID in flags,
+        stops_short=PodFlags.STOPS_SHORT in flags,
         proxy_uid=value.proxy_uid,
     )
 
@@ -355,6 +356,8 @@ def _pod_value(entry: PodEntry) -> PodValue:
         flags |= PodFlags.ENROL_APPS
     if entry.roles_by_uid:
         flags |= PodFlags.ROLES_BY_UID
+    if entry.stops_short:
+        flags |= PodFlags.STOPS_SHORT
     return PodValue(int(flags), entry.proxy_uid)
 
 

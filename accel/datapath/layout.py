@@ -46,6 +46,7 @@ class PodFlags(IntFlag):
     TRUST_APPS = 1
     ENROL_APPS = 2
     ROLES_BY_UID = 4
+    STOPS_SHORT = 8
 
 
 class ContainerFlags(IntFlag):

@@ -88,6 +88,7 @@ def pod_from(
         netns=inode,
         name=name,
         profile=found[min(found)].name,
+        stops_short=any(profile.stops_short for profile in found.values()),
         containers=frozenset(containers),
         addresses=addresses,
         proxy_uid=min(shared_uids, default=None),

@@ -15,11 +15,14 @@ class Profile:
         exes: Base names of the proxy's executable.
         uids: The uids it runs under; none means any.  With none, a proxy can be told
             from an application that shares its cgroup only if their uids differ.
+        stops_short: It takes a read that fills less than its buffer for the end of what
+            waits, as epoll(7) allows, and asks no more before the next event.
     """
 
     name: str
     exes: frozenset[str]
     uids: frozenset[int] = frozenset()
+    stops_short: bool = True
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -33,16 +36,18 @@ class Profile:
         return exe in self.exes and (not self.uids or uid in self.uids)
 
 
-_ENVOY = frozenset({"envoy"})
-
 # The uid is what each injector's redirect rules exempt, so it is the same in every
 # installation.  Alibaba ASM and AWS App Mesh look like Istio here.
+#
+# Envoy reads until EAGAIN (RawBufferSocket::doRead(), and BoringSSL above it); linkerd2-proxy
+# is built on tokio, which stops short (PollEvented::poll_read()).
+_ENVOYS = {"istio": 1337, "kuma": 5678, "consul": 5995, "osm": 1500}
 KNOWN = (
-    Profile("istio", _ENVOY, frozenset({1337})),
+    *(
+        Profile(name, frozenset({"envoy"}), frozenset({uid}), stops_short=False)
+        for name, uid in _ENVOYS.items()
+    ),
     Profile("linkerd", frozenset({"linkerd2-proxy"}), frozenset({2102})),
-    Profile("kuma", _ENVOY, frozenset({5678})),
-    Profile("consul", _ENVOY, frozenset({5995})),
-    Profile("osm", _ENVOY, frozenset({1500})),
 )
 
 

@@ -641,8 +641,8 @@ class Theatre:
         if blocking not in self._listeners:
             self._listeners[blocking] = self._passive.listen(self._host)
         if self.bed is not None:
-            for key in list(self.bed.listeners.keys()):
-                self.bed.listeners.delete(key)
+            for key in list(self.bed.kept_out.keys()):
+                self.bed.kept_out.delete(key)
         return self._listeners[blocking]
 
     def accept(self, blocking: bool) -> socket.socket:

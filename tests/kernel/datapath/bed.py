@@ -108,12 +108,19 @@ class Actor:
         return self.sockets(1, family, protocol)[0]
 
     def listen(
-        self, host: str = "127.0.0.1", port: int = 0, *, mapped: bool = False, backlog: int = 4096
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        mapped: bool = False,
+        backlog: int = 4096,
+        blocking: bool = False,
     ) -> Socket:
         """A listener.
 
         Args:
             mapped: Listen on [::] for both families, whatever `host`.
+            blocking: It blocks itself when it begins to listen, as threaded servers' do.
         """
         family = socket.AF_INET6 if mapped or ":" in host else socket.AF_INET
         sock = self.socket(family)
@@ -122,6 +129,7 @@ class Actor:
             if mapped:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind(("::" if mapped else host, port))
+            sock.setblocking(blocking)
             sock.listen(backlog)
             sock.settimeout(PATIENCE_SECONDS)
         except BaseException:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from accel.datapath.layout import Hop
+from accel.datapath.layout import Hop, Way
 from tests.kernel.datapath.bed import Bed, Pair, eventually, exchange, read
 from tests.patience import few
 
@@ -69,6 +69,37 @@ def test_blocking_server_leaves_after_its_first_answer(untrusting: Bed) -> None:
     bed.assert_forgotten()
 
 
+def _first_connection(bed: Bed, listener: socket.socket, *, blocking: bool) -> None:
+    """It stays out, and its first answer tells how it reads."""
+    client, server = bed.connect(bed.a.sidecar, listener)
+    server.setblocking(blocking)
+    assert bed.reason(client) == "blocking"
+    exchange(client, server)
+
+
+def test_blocking_listener_is_presumed_to_read_blocking(untrusting: Bed) -> None:
+    """So that not even its first reader is disturbed before the first answer."""
+    bed = untrusting
+    with bed.a.app.listen(blocking=True) as listener:
+        for _ in range(3):
+            _first_connection(bed, listener, blocking=True)
+        eventually(lambda: bed.enrolled() == 0)
+    bed.assert_forgotten()
+
+
+def test_blocking_listener_of_nonblocking_readers(untrusting: Bed) -> None:
+    """As Tomcat's: from the second connection on."""
+    bed = untrusting
+    with bed.a.app.listen(blocking=True) as listener:
+        _first_connection(bed, listener, blocking=False)
+        eventually(lambda: list(bed.kept_out.keys()) == [])
+        client, server = bed.connect(bed.a.sidecar, listener)
+        exchange(client, server)
+        assert bed.reason(client) is None
+        assert bed.redirected(Hop.SIDECAR_APP, Way.RESPONSE) == 1
+    bed.assert_forgotten()
+
+
 def test_listening_again_forgets(untrusting: Bed) -> None:
     """Another program may have the port by then."""
     bed = untrusting
@@ -93,13 +124,11 @@ def test_nonblocking_server_stays(untrusting: Bed) -> None:
     assert list(bed.kept_out.keys()) == []
 
 
-def test_trusted_apps_may_block(bed: Bed) -> None:
+def test_trusted_apps_may_answer_blocking(bed: Bed) -> None:
     bed.trust()
-    client, server = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
-    exchange(client, server)
     back, app = bed.pair(bed.a.sidecar, bed.a.app, blocking=True)
     exchange(back, app)
-    assert bed.enrolled() == 4
+    assert bed.enrolled() == 2
     assert bed.datapath.statistics().total.messages_tcp == 0
 
 

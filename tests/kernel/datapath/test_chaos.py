@@ -119,7 +119,8 @@ def test_chaos(either_bed: Bed) -> None:
 def test_reader_asleep_in_recv(bed: Bed) -> None:
     """A blocking sidecar: woken by redirected data, and by TCP's; never back from TCP."""
     bed.trust()
-    client, server = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
+    client, server = bed.pair(bed.a.app, bed.a.sidecar)
+    server.setblocking(True)
 
     def wake(data: bytes) -> None:
         reading = Side(lambda: server.recv(100))

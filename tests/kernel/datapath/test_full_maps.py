@@ -44,7 +44,7 @@ def _carries(pair: Pair) -> None:
 
 def test_no_room_for_either_socket(network: Network) -> None:
     with attached(network, sizes={"sockets": 2}) as bed:
-        bed.trust()
+        bed.mesh(bed.a, enrol_apps=True)
         first = bed.pair(bed.a.app, bed.a.sidecar)
         second = bed.pair(bed.a.app, bed.a.sidecar)
         for pair in (first, second):
@@ -67,7 +67,7 @@ def test_no_room_for_either_socket(network: Network) -> None:
 def test_room_for_one_of_the_two_sockets(network: Network) -> None:
     """The end that got in leaves again, so the room is not lost to a refused connection."""
     with attached(network, sizes={"sockets": 1}) as bed:
-        bed.trust()
+        bed.mesh(bed.a, enrol_apps=True)
         pair = bed.pair(bed.a.app, bed.a.sidecar)
         _carries(pair)
         assert bed.reason(pair[0]) == "sockets_full"

@@ -54,7 +54,7 @@ def _arrived(app: socket.socket, size: int) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def testfionread_counts_both(bed: Bed, way: str) -> None:
+def test_fionread_counts_both(bed: Bed, way: str) -> None:
     sidecar, app = _into_app(bed, way)
     sidecar.send(bytes(50))
     _arrived(app, 50)
@@ -77,20 +77,27 @@ def test_an_edge_triggered_reader_may_stop_at_a_short_read(
 ) -> None:
     """As epoll(7) allows, and as nginx, Netty and tokio do."""
     sidecar, app = _into_app(bed, way)
-    data = some_bytes(sum(sizes), 60)
+    _reads_all_stopping_short(bed, sidecar, app, some_bytes(sum(sizes), 60), sizes[0])
+
+
+def _reads_all_stopping_short(
+    bed: Bed, sender: socket.socket, reader: socket.socket, data: bytes, redirected: int
+) -> None:
+    """So many bytes by redirect, the rest by TCP, all there before the reader looks."""
     with select.epoll() as poll:
-        poll.register(app, select.EPOLLIN | select.EPOLLET)
-        write(sidecar, data[: sizes[0]])
+        poll.register(reader, select.EPOLLIN | select.EPOLLET)
+        write(sender, data[:redirected])
         bed.datapath.pause()
-        write(sidecar, data[sizes[0] :])
-        _arrived(app, len(data))
+        write(sender, data[redirected:])
+        _arrived(reader, len(data))
         heard = bytearray()
         while len(heard) < len(data):
             assert poll.poll(10), f"asleep on the rest after {len(heard)} bytes"
-            while len(piece := app.recv(8192)) == 8192:
+            while len(piece := reader.recv(8192)) == 8192:
                 heard += piece
             heard += piece
     assert heard == data
+    bed.datapath.resume()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -186,13 +193,29 @@ def test_a_client_that_blocks_stays_out(bed: Bed) -> None:
     assert read(sidecar, 4) == b"ping"
 
 
+@pytest.mark.parametrize("hop", [Hop.APP_SIDECAR, Hop.SIDECAR_SIDECAR, Hop.SIDECAR_APP])
+def test_a_proxy_that_stops_short_has_one_queue_too(bed: Bed, hop: Hop) -> None:
+    """As linkerd2-proxy, which is built on tokio."""
+    for pod in (bed.a, bed.b):
+        bed.mesh(pod, trust_apps=True, enrol_apps=True, stops_short=True)
+    active, passive, host = {
+        Hop.APP_SIDECAR: (bed.a.app, bed.a.sidecar, "127.0.0.1"),
+        Hop.SIDECAR_SIDECAR: (bed.a.sidecar, bed.b.sidecar, bed.b.address),
+        Hop.SIDECAR_APP: (bed.a.sidecar, bed.a.app, "127.0.0.1"),
+    }[hop]
+    for sender, reader in (ends := bed.pair(active, passive, host), ends[::-1]):
+        _reads_all_stopping_short(bed, sender, reader, some_bytes(100_000, 62), 60_000)
+    for way in Way:
+        assert bed.redirected(hop, way)
+
+
 def test_trust_holds_for_connections_made_from_then_on(bed: Bed) -> None:
     for pod in (bed.a, bed.b):
         bed.mesh(pod, enrol_apps=True)
     sidecar, app = _into_app(bed, WAYS[0])
     bed.trust()
     exchange(sidecar, app)
-    assert bed.tcp_reasons() == {"untrusted": 1}
+    assert bed.tcp_reasons() == {"two_queues": 1}
     before = bed.redirected(Hop.SIDECAR_APP)
     exchange(*_into_app(bed, WAYS[0]))
     assert bed.redirected(Hop.SIDECAR_APP) == before + 1

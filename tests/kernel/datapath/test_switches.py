@@ -62,11 +62,8 @@ def test_nothing_is_redirected_into_an_untrusted_app(bed: Bed, hop: Hop) -> None
 
 
 def test_trust_given_and_taken_back(bed: Bed) -> None:
-    bed.mesh(bed.a, enrol_apps=True)
-    client, server = bed.pair(bed.a.app, bed.a.sidecar)
-
-    # Before any response: nothing is in the TCP path, so trust takes effect at once.
     bed.mesh(bed.a, enrol_apps=True, trust_apps=True)
+    client, server = bed.pair(bed.a.app, bed.a.sidecar)
     _in_order(server, client)
     assert bed.redirected(way=Way.RESPONSE) == 1
 
@@ -87,11 +84,12 @@ def test_trust_given_and_taken_back(bed: Bed) -> None:
 def test_blocking_app_never_comes_back_from_tcp(bed: Bed) -> None:
     """Its reader may be asleep in tcp_recvmsg(), where redirected bytes do not wake it."""
     bed.trust()
-    client, server = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
-    _in_order(server, client, lambda: bed.datapath.pause(), lambda: bed.datapath.resume())
+    client, server = bed.pair(bed.a.sidecar, bed.a.app)
+    server.setblocking(True)
+    _in_order(client, server, lambda: bed.datapath.pause(), lambda: bed.datapath.resume())
     for _ in range(3):
-        exchange(client, server)
-    assert bed.redirected(way=Way.RESPONSE) == 1
+        exchange(server, client)
+    assert bed.redirected(Hop.SIDECAR_APP) == 1
     assert bed.tcp_reasons() == {"off": 1, "settled": 4}
 
 
