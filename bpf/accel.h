@@ -20,7 +20,7 @@
 	X(remote)		/* a sidecar's connection to an address that is no pod's here */ \
 	X(roles)		/* not an app and its own sidecar, nor the sidecars of two pods */ \
 	X(fionread)		/* enrolled, an app's FIONREAD would be wrong on this kernel */ \
-	X(blocking)		/* an app reads this socket blocking, untrusted or from one queue */ \
+	X(blocking)		/* an untrusted app reads this socket blocking */ \
 	X(repaired)		/* made by TCP_REPAIR, not by a handshake */ \
 	X(mptcp) \
 	X(fast_open)		/* data travelled with the SYN */ \

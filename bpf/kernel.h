@@ -60,6 +60,14 @@ struct socket {
 	struct file *file;
 };
 
+struct wait_queue_head {
+	struct list_head head;
+};
+
+struct socket_wq {
+	struct wait_queue_head wait;
+};
+
 struct in6_addr___raw {
 	__u8 bytes[16];
 };
@@ -106,6 +114,7 @@ struct sock {
 	kuid_t sk_uid;
 	void *sk_user_data;
 	struct socket *sk_socket;
+	struct socket_wq *sk_wq;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct mem_cgroup *sk_memcg;
 };
@@ -139,7 +148,12 @@ struct tcp_sock {
 	_Bool is_mptcp;
 };
 
+struct sk_buff_head {
+	__u32 qlen;
+};
+
 struct sk_psock {
+	struct sk_buff_head ingress_skb;
 	struct list_head ingress_msg;
 };
 

@@ -47,6 +47,15 @@ inline_ _Bool is_accepted(struct tcp_sock *tp)
 	return sock_of(tp)->sk_socket->file != 0;
 }
 
+/* Does anybody sleep in recv(), poll() or the like? */
+inline_ _Bool is_awaited(struct tcp_sock *tp)
+{
+	struct socket_wq *wq = BPF_CORE_READ(sock_of(tp), sk_wq);
+
+	return wq && BPF_CORE_READ(wq, wait.head.next) !=
+		     __builtin_preserve_access_index(&wq->wait.head);
+}
+
 inline_ _Bool has_flag(struct tcp_sock *tp, __u64 flag)
 {
 	return sock_of(tp)->__sk_common.skc_flags >> flag & 1;
@@ -97,16 +106,30 @@ inline_ _Bool peer_is_nonblocking(const struct end *end)
 	return BPF_CORE_READ(socket, file, f_flags) & O_NONBLOCK_FLAG;
 }
 
+inline_ struct sk_psock *psock_of(const struct end *end)
+{
+	unsigned long data = (unsigned long)peer_sock(end, sk_user_data);
+
+	return (void *)(data & ~SK_USER_DATA_FLAGS);
+}
+
 /* Nothing redirected waits there.  True also where the peer has no psock. */
 inline_ _Bool psock_is_empty(const struct end *end)
 {
-	unsigned long data = (unsigned long)peer_sock(end, sk_user_data);
-	struct sk_psock *psock = (void *)(data & ~SK_USER_DATA_FLAGS);
+	struct sk_psock *psock = psock_of(end);
 
 	if (!psock)
 		return 1;
 	return BPF_CORE_READ(psock, ingress_msg.next) ==
 	       __builtin_preserve_access_index(&psock->ingress_msg);
+}
+
+/* What accel_pass let through and the kernel had no memory to queue at once: segments. */
+inline_ __u32 psock_backlog(const struct end *end)
+{
+	struct sk_psock *psock = psock_of(end);
+
+	return psock ? BPF_CORE_READ(psock, ingress_skb.qlen) : 0;
 }
 
 /* As ::ffff:a.b.c.d for IPv4, so that both ends of a v4-mapped connection agree. */

@@ -117,15 +117,6 @@ inline_ __u8 app_refusal(const struct pod *pod)
 }
 
 /*
- * Would a reader that blocks suffer?  An untrusted one by enrolment, a trusted one with
- * one queue by leaving: asleep in recv() it would get EAGAIN (tcp_bpf_recvmsg_parser()).
- */
-inline_ _Bool leaves_hard(const struct end *end, const struct pod *pod)
-{
-	return end->state & END_ONE_QUEUE || distrust(end, pod);
-}
-
-/*
  * The active end speaks first and has to guess: enrolled now or never
  * (bpf_sock_hash_update() works in this callback only).  A wrong guess leaves at
  * the first RTT sample.
@@ -139,7 +130,7 @@ inline_ __u8 active_refusal(struct tcp_sock *tp, const struct end *end, const st
 		return reason;
 	if (end->role == ROLE_APP) {
 		reason = app_refusal(pod);
-		if (!reason && !is_nonblocking(tp) && leaves_hard(end, pod))
+		if (!reason && !is_nonblocking(tp) && distrust(end, pod))
 			reason = REASON_blocking;
 		return reason;
 	}
@@ -198,12 +189,16 @@ inline_ _Bool must_leave(struct connection *c, const struct socket_state *state)
 	return state->leave && !direction_of(c, !state->key.end)->messages_redirected;
 }
 
-/* Nothing is lost if it leaves now, and nobody is asleep in it. */
+/*
+ * From the one queue only while that is empty, or its bytes are lost, and with nobody
+ * asleep in recv(), who would get EAGAIN (tcp_bpf_recvmsg_parser()).
+ */
 inline_ _Bool can_leave(struct tcp_sock *tp, const struct end *end)
 {
 	if (!(end->state & END_ONE_QUEUE))
 		return 1;
-	return tp->copied_seq == tp->rcv_nxt && is_nonblocking(tp);
+	return psock_is_empty(end) && !psock_backlog(end) &&
+	       (is_nonblocking(tp) || !is_awaited(tp));
 }
 
 /*

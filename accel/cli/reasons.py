@@ -11,7 +11,7 @@ MEANINGS: Mapping[str, str] = {
     "remote": "a sidecar's connection to an address that is no pod's on this node",
     "roles": "neither an application and its own sidecar, nor the sidecars of two pods",
     "fionread": "enrolled, the application's FIONREAD would be wrong on this kernel",
-    "blocking": "the application reads this socket blocking",
+    "blocking": "an application that is not trusted reads this socket blocking",
     "repaired": "made by TCP_REPAIR, not by a handshake",
     "mptcp": "Multipath TCP",
     "fast_open": "data travelled with the SYN",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -184,13 +185,39 @@ def test_one_without_a_partner_leaves_once_it_has_read_all(bed: Bed) -> None:
     assert fionread(app) == 0
 
 
-def test_a_client_that_blocks_stays_out(bed: Bed) -> None:
-    """Leaving, if it found no partner, would disturb its recv()."""
+def test_one_without_a_partner_does_not_leave_a_sleeping_reader(bed: Bed) -> None:
+    """It would find EAGAIN instead of what comes next."""
+    app, server = bed.pair(bed.a.app, bed.b.helper, bed.b.address, blocking=True)
+    server.setblocking(False)
+    for number in range(20):
+        answer = b"answer %d" % number
+        reading = Side(lambda: app.recv(100))
+        time.sleep(0.01)  # until it sleeps; no matter if it does not yet
+        app.send(b"question")
+        assert read(server, 8) == b"question"
+        server.send(answer)
+        assert reading.join() == answer
+    app.setblocking(False)
+
+    def left() -> bool:
+        exchange(app, server)
+        return bed.datapath.statistics().evicted == 1
+
+    eventually(left)
+
+
+def test_a_client_that_blocks(bed: Bed) -> None:
     app, sidecar = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
-    assert bed.reason(app) == "blocking"
     sidecar.setblocking(False)
-    app.send(b"ping")
-    assert read(sidecar, 4) == b"ping"
+    for number in range(20):
+        reading = Side(lambda: app.recv(100))
+        app.send(b"ping")
+        assert read(sidecar, 4) == b"ping"
+        answer = b"pong %d" % number
+        sidecar.send(answer)
+        assert reading.join() == answer
+    assert bed.redirected() == 20
+    assert bed.redirected(way=Way.RESPONSE)
 
 
 @pytest.mark.parametrize("hop", [Hop.APP_SIDECAR, Hop.SIDECAR_SIDECAR, Hop.SIDECAR_APP])
