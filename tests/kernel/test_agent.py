@@ -372,7 +372,7 @@ def test_people_can_read_it_at_any_width(instance: Instance, mesh: Mesh) -> None
             for fact in (f"netns:{pod.netns.inode}", "app-sidecar", ends["local"], ends["remote"]):
                 assert fact in listed, "folded or cut"
             told = instance.accel("status", env=env).out
-            for fact in ("accelerating", "sidecar-sidecar", "trusted by force"):
+            for fact in ("accelerating", "sidecar-sidecar", f"netns:{pod.netns.inode}"):
                 assert fact in told or columns == 80
             for text in (told, listed):
                 assert all(line == line.rstrip() for line in text.splitlines())
