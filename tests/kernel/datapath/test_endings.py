@@ -25,7 +25,7 @@ from tests.kernel.datapath.bed import (
     write,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.essential]
+pytestmark = pytest.mark.kernel
 
 Seen = list[object]
 Story = Callable[[socket.socket, socket.socket], Seen]
