@@ -636,13 +636,13 @@ class Theatre:
         return client, self.accept(blocking[PASSIVE])
 
     def _listening(self, blocking: bool) -> socket.socket:
-        """The programs remember which listeners have blocking readers, so they have their own.
-        Forgotten it is for each story, or only the first would be accelerated."""
+        """The programs remember listeners and containers that must be kept out.  They forget it
+        for each story, or after one hazard no later story would be accelerated."""
         if blocking not in self._listeners:
             self._listeners[blocking] = self._passive.listen(self._host)
         if self.bed is not None:
-            for key in list(self.bed.listeners.keys()):
-                self.bed.listeners.delete(key)
+            for key in list(self.bed.kept_out.keys()):
+                self.bed.kept_out.delete(key)
         return self._listeners[blocking]
 
     def accept(self, blocking: bool) -> socket.socket:
