@@ -19,12 +19,14 @@ from tests.differential.calls import (
     Close,
     Counters,
     End,
+    Fill,
     Fork,
     Get,
     Option,
     Pause,
     Poll,
     Receive,
+    Reconnect,
     Reset,
     Send,
     SendFile,
@@ -158,12 +160,27 @@ def _blocked_call_gave_up(p: Parting) -> bool:
 _OF_A_RESET = ("ECONNRESET", "EPIPE", "ERR", "HUP", "except")
 
 
+def _closes(step: Step) -> End | None:
+    """Which end this step closes."""
+    other: End = 1 if step.end == 0 else 0
+    match step.call:
+        case Close() | Fill(then="writer closes"):
+            return step.end
+        case Fill(then="reader closes") | Reconnect():
+            return other
+    return None
+
+
 def _closed_unread(p: Parting) -> bool:
     """At the other end of one that closed TCP speaks of a reset, and we do not."""
     for closed in (0, 1):
         plain, accelerated = p.returned(1 - closed)
-        if p.before(closed, Close) and plain != accelerated and plain is not None:
-            told = f"{plain.value} {plain.error} {plain.sigpipe}".replace("RDHUP", "")
+        if isinstance(p.call, Fill):
+            plain, accelerated = p.plain.seen, p.accelerated.seen
+        if plain is None or plain == accelerated:
+            continue
+        told = f"{plain.value} {plain.error} {plain.sigpipe}".replace("RDHUP", "")
+        if any(_closes(step) == closed for step in p.steps):
             return any(word in told for word in (*_OF_A_RESET, "True"))
     return False
 
