@@ -26,6 +26,7 @@ from tests.differential.calls import (
     Pause,
     Poll,
     Receive,
+    ReceiveUrgent,
     Reconnect,
     Reset,
     Send,
@@ -111,7 +112,7 @@ def _fionread(mode: Mode, facts: Facts) -> bool:
 
 # --- the table -------------------------------------------------------------------------------------
 
-_SENDS = (Send, SendFile, SpliceIn)
+_SENDS = (Send, SendFile, SpliceIn, SendZerocopy, SendUrgent, Fork, Stream)
 
 
 def _calls(*kinds: type) -> Callable[[Parting], bool]:
@@ -187,7 +188,7 @@ def _closed_unread(p: Parting) -> bool:
 
 def _error_stays(p: Parting) -> bool:
     plain, accelerated = p.returned(p.mode.app)
-    if plain is None or accelerated is None or not p.before(p.mode.app, *_SENDS, Fork, Stream):
+    if plain is None or accelerated is None or not p.before(p.mode.app, *_SENDS):
         return False
     before, now = str(plain.value), str(accelerated.value)
     return accelerated.error == "ECONNRESET" or any(
@@ -258,12 +259,12 @@ DIFFERENCES = (
     ),
     Difference(
         "urgent",
-        "sends with MSG_OOB",
-        "its byte arrives in band, as the next one",
+        "sends or receives with MSG_OOB",
+        "its byte arrives in band, as the next one; EAGAIN instead of EINVAL where there is none",
         "enrolled",
         "all",
         _sent_by_app,
-        lambda p: p.before(p.mode.app, SendUrgent),
+        lambda p: p.before(p.mode.app, SendUrgent) or _calls(ReceiveUrgent)(p),
         lambda app, peer: (Step(app, SendUrgent()), Step(peer, Receive(10))),
     ),
     Difference(
