@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from accel.core.strategy import Era
+from accel.datapath.layout import TcpState
 from accel.datapath.selftest import Facts
 from tests.differential.calls import (
     PASSIVE,
@@ -22,6 +23,7 @@ from tests.differential.calls import (
     Fill,
     Fork,
     Get,
+    Info,
     Option,
     Pause,
     Poll,
@@ -158,7 +160,7 @@ def _blocked_call_gave_up(p: Parting) -> bool:
     )
 
 
-_OF_A_RESET = ("ECONNRESET", "EPIPE", "ERR", "HUP", "except")
+_OF_A_RESET = ("ECONNRESET", "EPIPE", "ENOTCONN", "ERR", "HUP", "except")
 
 
 def _closes(step: Step) -> End | None:
@@ -180,9 +182,13 @@ def _closed_unread(p: Parting) -> bool:
             plain, accelerated = p.plain.seen, p.accelerated.seen
         if plain is None or plain == accelerated:
             continue
-        told = f"{plain.value} {plain.error} {plain.sigpipe}".replace("RDHUP", "")
+        told = f"{plain.value} {plain.error}".replace("RDHUP", "")
         if any(_closes(step) == closed for step in p.steps):
-            return any(word in told for word in (*_OF_A_RESET, "True"))
+            return (
+                any(word in told for word in _OF_A_RESET)
+                or plain.sigpipe
+                or (p.call == Info() and plain.value == TcpState.CLOSE)
+            )
     return False
 
 

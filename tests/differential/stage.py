@@ -61,6 +61,7 @@ from tests.differential.calls import (
     Stream,
 )
 from tests.differential.end import (
+    OPTIONS,
     Begin,
     Completions,
     Connect,
@@ -767,6 +768,9 @@ def set_up(network: Network, facts: Facts) -> Iterator[Stage]:
             actors.append(actor)
         for pod in (network.a, network.b):
             _bound_buffers(pod.netns)
+        # The kernel stamps packets while somebody wants it, and begins a while after that.
+        stamped = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        stamped.setsockopt(*OPTIONS[Option.TIMESTAMP], 1)
         constants = Constants(facts.charges_rmem, max_queued_messages=QUEUE_MESSAGES)
         bed = stack.enter_context(attached(network, constants))
         stage = Stage(bed, facts, *actors)
