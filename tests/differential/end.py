@@ -438,7 +438,7 @@ class _Peer:
         elif not call.discard:
             garbled = self._garbled(count, peeked=call.peek)
         total, ended = count, ""
-        once = call.peek or call.waitall or not call.size
+        once = call.once or call.peek or call.waitall or not call.size
         while not once and count > 0 and total < call.size:
             try:
                 flags = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if call.discard else 0)

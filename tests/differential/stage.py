@@ -376,6 +376,10 @@ class Telling:
                 return self._send(end, call)
             case Ask("SIOCOUTQ"):
                 self._settle(acknowledged=True)
+                seen = self._do(end, call)
+                if isinstance(seen.value, int) and seen.value > MOST_UNREAD_BYTES:
+                    return Seen("what filled it")  # how much that takes is not promised
+                return seen
         return self._do(end, call)
 
     def _do(self, end: int, call: AnyCall) -> Seen:
@@ -509,7 +513,7 @@ class Telling:
         while idle < 3:
             count = _moved(self._ends[end].ask(Cram(piece)))
             self._unread[end] += count
-            idle = 0 if count else idle + 1
+            idle = 0 if count or self._is_writable(end) else idle + 1
             self._poke(1 - end)
 
     def _is_writable(self, end: int) -> bool:

@@ -68,6 +68,7 @@ RECEIVE = st.builds(
     MORE_SIZES,
     call=st.sampled_from(["recv", "read", "readv", "recvmsg"]),
     peek=st.sampled_from([False, False, True]),
+    once=st.booleans(),
 )
 READY = st.sampled_from([Poll(), Watch(True), Events(), Events()])
 STATE = st.sampled_from([Info(), Get(Option.ERROR), Get(Option.TYPE), Get(Option.NODELAY)])
