@@ -439,7 +439,7 @@ unless forced.
 ## What is not compared
 
 TCP promises neither how much one call moves when more is there or on its way, nor when: so reads are
-repeated up to what was asked for, sends are repeated until the socket takes no more, and readiness,
+repeated up to what was asked for (some are not: for programs that take a short read for the last), sends are repeated until the socket takes no more, and readiness,
 FIONREAD and SIOCOUTQ are compared once everything on its way has arrived. Sizes of buffers that the kernel tunes
 by itself, timings, and segment and RTT counters of TCP_INFO are not compared.
 
