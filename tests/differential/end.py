@@ -323,7 +323,11 @@ class _Peer:
             self._sent += _done(
                 _libc.send(self._fd, self._next(), call.size, flags | socket.MSG_MORE)
             )
-            self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
+            try:
+                self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
+            except BlockingIOError:  # until what waits for more goes by itself
+                self._ready(select.POLLOUT)
+                self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
             return Seen(call.size + 1)
         count = _done(self._send_once(call, flags))
         self._sent += count

@@ -480,7 +480,7 @@ class Telling:
     def _fill(self, end: int, call: Fill) -> Seen:
         writer, reader = self._ends[end], self._ends[1 - end]
         self._cram(end, call.piece)
-        told = [f"writable {self._is_writable(end)}"]
+        told = ["full"]
         if call.timeout and self._blocking[end]:
             writer.ask(Do(Set(Option.SNDTIMEO, 20)))
             told.append(f"and then {writer.ask(Do(Send(1))).error}")
