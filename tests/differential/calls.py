@@ -83,9 +83,10 @@ class Receive(Call, frozen=True, tag=True):
     """Receive up to `size` bytes.
 
     TCP does not promise how much one call returns, so it is repeated, without waiting,
-    until `size` bytes or the end of what is there; not with `peek` or `waitall`.
+    until `size` bytes or the end of what is there; not with `peek`, `waitall` or `once`.
 
     Attributes:
+        once: By one call, as of a program that takes a short read for the last one.
         discard: MSG_TRUNC, which throws TCP's bytes away.
     """
 
@@ -95,6 +96,7 @@ class Receive(Call, frozen=True, tag=True):
     waitall: bool = False
     dontwait: bool = False
     discard: bool = False
+    once: bool = False
 
 
 class SpliceOut(Call, frozen=True, tag=True):

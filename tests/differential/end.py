@@ -320,11 +320,14 @@ class _Peer:
         flags = socket.MSG_DONTWAIT if call.dontwait else 0
         flags |= socket.MSG_NOSIGNAL if call.nosignal else 0
         if call.more:
-            self._sent += _done(
-                _libc.send(self._fd, self._next(), call.size, flags | socket.MSG_MORE)
-            )
-            self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
-            return Seen(call.size + 1)
+            held = _done(_libc.send(self._fd, self._next(), call.size, flags | socket.MSG_MORE))
+            self._sent += held
+            try:
+                self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
+            except BlockingIOError:  # until what waits for more goes by itself
+                self._ready(select.POLLOUT)
+                self._sent += _done(_libc.send(self._fd, self._next(), 1, flags))
+            return Seen(held + 1)
         count = _done(self._send_once(call, flags))
         self._sent += count
         return Seen(count)
@@ -438,7 +441,7 @@ class _Peer:
         elif not call.discard:
             garbled = self._garbled(count, peeked=call.peek)
         total, ended = count, ""
-        once = call.peek or call.waitall or not call.size
+        once = call.once or call.peek or call.waitall or not call.size
         while not once and count > 0 and total < call.size:
             try:
                 flags = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if call.discard else 0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from hypothesis import strategies as st
 
 from tests.differential.calls import (
+    ACTIVE,
+    PASSIVE,
     AnyCall,
     Ask,
     Close,
     Counters,
-    End,
     Events,
     Fill,
     Fork,
@@ -65,6 +68,7 @@ RECEIVE = st.builds(
     MORE_SIZES,
     call=st.sampled_from(["recv", "read", "readv", "recvmsg"]),
     peek=st.sampled_from([False, False, True]),
+    once=st.booleans(),
 )
 READY = st.sampled_from([Poll(), Watch(True), Events(), Events()])
 STATE = st.sampled_from([Info(), Get(Option.ERROR), Get(Option.TYPE), Get(Option.NODELAY)])
@@ -153,21 +157,26 @@ ADVENTUROUS: Calls = st.one_of(APP, APP, HAZARDS, HAZARDS, APP_ENDS)
 WEATHER: Calls = st.sampled_from([Pause(), Resume()])
 
 
-@st.composite
-def stories(draw: st.DrawFn, mode: Mode) -> Story:
+@cache
+def stories(mode: Mode) -> st.SearchStrategy[Story]:
     """For both ends as they are in `mode`; one in three has hazards, if an app is there."""
-    app = mode.app
-    of_app = draw(st.sampled_from([APP, APP_ENDING, ADVENTUROUS])) if app is not None else PROXY
+    if mode.app is None:
+        return st.builds(Story, _steps(mode, PROXY))
+    blocks = st.sampled_from([(False, False), (mode.app == 0, mode.app == 1)])
+    return st.one_of(
+        *(
+            st.builds(Story, _steps(mode, of_app), blocks)
+            for of_app in (APP, APP_ENDING, ADVENTUROUS)
+        )
+    )
 
-    def steps_of(end: End) -> st.SearchStrategy[Step]:
-        return st.builds(Step, st.just(end), of_app if end == app else PROXY)
 
+def _steps(mode: Mode, of_app: Calls) -> st.SearchStrategy[tuple[Step, ...]]:
     # Fill takes as long as twenty others together.
-    rare = st.builds(Step, st.sampled_from([0, 1]), WEATHER | WEATHER | FILL)
-    usual = steps_of(0) | steps_of(1)
-    any_step = st.integers(0, 15).flatmap(lambda n: usual if n else rare)
-    steps = draw(st.lists(any_step, min_size=SHORTEST, max_size=LONGEST))
-    blocking = [False, False]
-    if app is not None:
-        blocking[app] = draw(st.booleans())
-    return Story(tuple(steps), (blocking[0], blocking[1]))
+    rare = st.builds(Step, st.sampled_from([ACTIVE, PASSIVE]), WEATHER | WEATHER | FILL)
+    usual = [
+        st.builds(Step, st.just(end), of_app if end == mode.app else PROXY)
+        for end in (ACTIVE, PASSIVE)
+    ]
+    any_step = st.one_of(*usual * 8, rare)
+    return st.lists(any_step, min_size=SHORTEST, max_size=LONGEST).map(tuple)
