@@ -97,7 +97,7 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
-    constants = Constants(facts.charges_rmem, facts.one_queue)
+    constants = Constants(facts.charges_rmem, one_queue=fitness.trust_possible)
     with (
         reserved(settings.bpffs),
         start(settings.bpffs, cgroup, constants, settings.max_connections) as datapath,
@@ -150,7 +150,6 @@ def policy_of(settings: Settings, fitness: Fitness) -> Policy:
         trust_possible=fitness.trust_possible,
         trust_forced=settings.force_trust,
         enrol_apps_possible=fitness.enrol_apps_possible,
-        one_queue=fitness.facts is not None and fitness.facts.one_queue,
         overrides=settings.pods,
     )
 

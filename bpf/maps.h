@@ -22,7 +22,7 @@ const volatile __u32 one_queue = 0;	/* accel_pass is on one_queue_sockets */
  * Messages that may wait in a receiver's queue.  Each takes a kmalloc-1k object
  * beside its bytes, which no socket buffer limit counts (struct sk_msg, 6.18).
  */
-const volatile __u32 max_queued_messages = 1024;
+const volatile __u32 max_queued_messages = 256;
 
 /* Meshed pods by network namespace inode.  Written by the agent alone. */
 struct {
@@ -72,11 +72,11 @@ struct {
 } sockets SEC(".maps");
 
 /*
- * The same for trusted receivers that need one queue, where `one_queue`: apps, and
- * proxies that stop short (POD_STOPS_SHORT).  Without a verdict
+ * The same for whoever may be redirected into, where `one_queue`.  Without a verdict
  * program a reader finds redirected bytes and TCP's in two queues: a read ends where
  * the first does (so an edge-triggered reader that stops at a short read, as epoll(7)
- * allows and nginx, Netty and tokio do, sleeps on the rest), and since 929e30f93125
+ * allows and nginx, Netty and tokio do, sleeps on the rest; one that peeks, as Envoy
+ * does at a TLS handshake, never sees it), and since 929e30f93125
  * FIONREAD counts the first alone.  With one, TCP's bytes join the first as they
  * arrive.  Such a socket must not leave with bytes unread: they would be lost, and
  * copied_seq would be wrong for ever (tcp_recvmsg_locked() warns, Linux 6.18).

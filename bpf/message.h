@@ -173,6 +173,16 @@ inline_ _Bool lacks_memory(struct direction *d, struct tcp_sock *tp, const struc
 	return d->lacks_memory;
 }
 
+/*
+ * A proxy with two queues, redirected bytes in the first: what goes by TCP now it sees
+ * late, or if it peeks, not at all.
+ */
+inline_ _Bool would_mix(const struct end *receiver)
+{
+	return receiver->role == ROLE_SIDECAR && !(receiver->state & END_ONE_QUEUE) &&
+	       !psock_is_empty(receiver);
+}
+
 /* The reason to send this message by TCP, or none.  The conditions, in order. */
 inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct tcp_sock *tp,
 			__u32 size)
@@ -213,7 +223,7 @@ inline_ __u8 tcp_reason(struct connection *c, struct socket_state *state, struct
 	 * buffer, which userfaultfd and FUSE can draw out for ever.  The lock may still be
 	 * taken between this look and the redirect: nothing here can prevent that.
 	 */
-	if (peer_sock(receiver, sk_lock.owned))
+	if (peer_sock(receiver, sk_lock.owned) && !would_mix(receiver))
 		return REASON_peer_busy;
 
 	/*

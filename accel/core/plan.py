@@ -40,15 +40,13 @@ class Policy:
 
     Attributes:
         trust_apps: The default for pods that say nothing themselves.
-        trust_possible: This kernel lets an ordinary application read redirected
-            messages without going wrong (see `accel check`).
+        trust_possible: On this kernel redirected bytes and TCP's wait in one queue, so
+            that whoever reads in an ordinary way reads them right (see `accel check`).
         trust_forced: The operator knows the applications and takes the risk, that of
             executables known to splice too.
         enrol_apps_possible: This kernel's FIONREAD stays right on a socket that is
             enrolled but receives by TCP, so an untrusted application may send by
             the short cut.
-        one_queue: This kernel lets redirected bytes and TCP's wait in one queue, so a
-            proxy that stops at a short read may be redirected into.
         overrides: Per pod, by its name; they win over what the pod itself says.
     """
 
@@ -56,7 +54,6 @@ class Policy:
     trust_possible: bool = False
     trust_forced: bool = False
     enrol_apps_possible: bool = False
-    one_queue: bool = False
     overrides: Mapping[str, Override] = field(default_factory=dict)
 
 
@@ -360,7 +357,7 @@ def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
             )
         elif not policy.trust_possible:
             yield "applications are trusted by force: this kernel may make their reads go wrong"
-    if pod.stops_short and not policy.one_queue:
+    if pod.stops_short and not policy.trust_possible:
         yield (
             "nothing is redirected into its proxy: it stops at a short read, and on this kernel "
             "redirected bytes and TCP's wait in two queues"

@@ -25,7 +25,7 @@ class Constants:
 
     charges_rmem: bool
     one_queue: bool = False
-    max_queued_messages: int = 1024
+    max_queued_messages: int = 256
 
 
 def load(generation: Generation, constants: Constants) -> bpf.Object:
