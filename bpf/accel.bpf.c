@@ -221,7 +221,7 @@ inline_ void established(struct bpf_sock_ops *ctx, __u32 which)
 	end->role = role_of(end, pod);
 	if (end->role == ROLE_EXCLUDED)
 		return;
-	if (one_queue && !distrust(end, pod))
+	if (one_queue && needs_one_queue(end, pod) && !distrust(end, pod))
 		end->state = END_ONE_QUEUE;
 	end->sock = (__u64)(unsigned long)tp;
 	end->cookie = bpf_get_socket_cookie(ctx);

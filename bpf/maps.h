@@ -72,14 +72,17 @@ struct {
 } sockets SEC(".maps");
 
 /*
- * The same for whoever may be redirected into, where `one_queue`.  Without a verdict
- * program a reader finds redirected bytes and TCP's in two queues: a read ends where
- * the first does (so an edge-triggered reader that stops at a short read, as epoll(7)
- * allows and nginx, Netty and tokio do, sleeps on the rest; one that peeks, as Envoy
- * does at a TLS handshake, never sees it), and since 929e30f93125
- * FIONREAD counts the first alone.  With one, TCP's bytes join the first as they
- * arrive.  Such a socket must not leave with bytes unread: they would be lost, and
- * copied_seq would be wrong for ever (tcp_recvmsg_locked() warns, Linux 6.18).
+ * The same for receivers that need one queue (needs_one_queue()), where there is one.
+ * Without a verdict program a reader finds redirected bytes and TCP's in two queues: a
+ * read ends where the first does (so an edge-triggered reader that stops at a short
+ * read, as epoll(7) allows and nginx, Netty and tokio do, sleeps on the rest), and since
+ * 929e30f93125 FIONREAD counts the first alone.  With one, TCP's bytes join the first as
+ * they arrive.
+ *
+ * Nobody is here without need: such a socket must not leave with bytes unread, or they
+ * are lost and copied_seq is wrong for ever (tcp_recvmsg_locked() warns, Linux 6.18);
+ * and if it closes with bytes unread no reset is sent, so a sender that waits for its
+ * window learns of it by the next window probe only.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

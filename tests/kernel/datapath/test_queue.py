@@ -21,6 +21,7 @@ from tests.kernel.datapath.bed import (
     fill,
     read,
     some_bytes,
+    this_kernel,
     write,
 )
 from tests.patience import few
@@ -89,7 +90,7 @@ def test_tiny_messages(either_bed: Bed) -> None:
     pair = _accelerated(either_bed)
     sent, memory = _queue_up(pair, data, 1)
 
-    assert either_bed.redirected() == 1024
+    assert either_bed.redirected() == this_kernel().max_queued_messages
     assert memory <= 2 * plain_memory + SLACK_BYTES
     sending = Side(lambda: write(pair[0], data[sent:]))
     assert read(pair[1], len(data)) == data
