@@ -81,6 +81,9 @@ inline_ __u8 unfit(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
 		return REASON_early_data;
 	if (has_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)))
 		return REASON_zero_copy;
+	/* It would read too few of redirected bytes, and from one queue none below the mark. */
+	if (sock_of(tp)->sk_rcvlowat > 1)
+		return REASON_low_water;
 	return REASON_none;
 }
 

@@ -46,6 +46,7 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 # Not in Python's socket module: asm-generic/socket.h, linux/tcp.h
 _SO_ZEROCOPY, _TCP_ULP = 60, 31
 
+_CGROUP = "accel-selftest-"  # and the agent's pid
 _DEADLINE_SECONDS = 60.0
 _WAIT_SECONDS = 5.0
 
@@ -92,7 +93,8 @@ def run(cgroup: Path) -> Facts:
     Raises:
         DatapathError: The cgroup could not be made, or the child said nothing.
     """
-    private = cgroup / f"accel-selftest-{os.getpid()}"
+    _remove_left_behind(cgroup)
+    private = cgroup / f"{_CGROUP}{os.getpid()}"
     with _cgroups(private):
         try:
             child = subprocess.run(
@@ -113,11 +115,28 @@ def run(cgroup: Path) -> Facts:
         ) from e
 
 
+def _remove_left_behind(cgroup: Path) -> None:
+    """The cgroups of agents that were killed in their self-test."""
+    for path in cgroup.glob(f"{_CGROUP}[0-9]*"):
+        owner = path.name.removeprefix(_CGROUP)
+        if owner == str(os.getpid()) or not Path("/proc", owner).exists():
+            _remove(path)
+
+
+def _tree(private: Path) -> list[Path]:
+    return [private, private / "app", private / "sidecar"]
+
+
+def _remove(private: Path) -> None:
+    for path in reversed(_tree(private)):
+        with contextlib.suppress(OSError):  # not there, or its process is about to end
+            path.rmdir()
+
+
 @contextlib.contextmanager
 def _cgroups(private: Path) -> Iterator[None]:
-    paths = [private, private / "app", private / "sidecar"]
     try:
-        for path in paths:
+        for path in _tree(private):
             path.mkdir()
     except OSError as e:
         raise DatapathError(
@@ -127,9 +146,7 @@ def _cgroups(private: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for path in reversed(paths):
-            with contextlib.suppress(FileNotFoundError):
-                path.rmdir()
+        _remove(private)
 
 
 class _Bench:

@@ -19,6 +19,7 @@ from accel.bpf.format.insn import Instruction
 from accel.bpf.kinds import ProgramType
 from accel.bpf.loading.program import Program
 from accel.core.plan import PodEntry, SetPod
+from accel.datapath import selftest
 from accel.datapath.loading import Constants, remove, start
 from accel.demo.envoy import EnvoyOptions, envoy_started
 from accel.demo.errors import TestbedError
@@ -263,9 +264,21 @@ def test_more_pods_than_fit(instance: Instance) -> None:
         problems = datapath.apply(actions)
         assert len(datapath.have().pods) == room
     assert len(problems) == 3
-    assert all("Argument list too long" in problem for problem in problems)
+    assert all(f"map pods is full: it holds {room}" in problem for problem in problems)
     remove(instance.pins)
     instance.assert_untouched()
+
+
+def test_a_self_test_that_was_killed_leaves_nothing_for_long(instance: Instance) -> None:
+    """The next one removes its cgroups, unless their agent still lives."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone, alive = (instance.cgroup / f"accel-selftest-{pid}" for pid in (dead.pid, 1))
+    for path in (gone, gone / "app", alive):
+        path.mkdir()
+    assert selftest.run(instance.cgroup).usable
+    assert [path.name for path in instance.cgroup.glob("accel-selftest-*")] == [alive.name]
+    alive.rmdir()
 
 
 # --- the agent's files ---------------------------------------------------------------------
