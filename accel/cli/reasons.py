@@ -32,7 +32,7 @@ MEANINGS: Mapping[str, str] = {
     "withdrawn": "a pod is no longer meshed, or switched off in the settings",
     "untrusted": "the receiver is an application that is not trusted",
     "splices": "the receiver runs a program known to read by splice",
-    "two_queues": "the receiver would miss what waits behind redirected bytes (README, One queue)",
+    "two_queues": "the receiver would miss what waits behind redirected bytes in another queue",
     "low_water": "the receiver waits for more than one byte (SO_RCVLOWAT)",
     "peer_busy": "the receiver's socket was locked: a redirect would have waited for it",
     "closing": "one end has begun to close",

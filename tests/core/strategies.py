@@ -62,6 +62,7 @@ wants = st.builds(
             trust_apps=st.booleans(),
             enrol_apps=st.booleans(),
             roles_by_uid=st.booleans(),
+            stops_short=st.booleans(),
             proxy_uid=st.sampled_from([0, 1337, 2102]),
         ),
     ),

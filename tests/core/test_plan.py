@@ -61,6 +61,8 @@ def test_nobody_is_trusted_on_the_way_who_is_not_at_either_end(have: Want, want:
             before, after = have.pods.get(netns, nobody), want.pods.get(netns, nobody)
             assert entry.trust_apps <= (before.trust_apps or after.trust_apps)
             assert entry.enrol_apps <= (before.enrol_apps or after.enrol_apps)
+            if netns in have.pods and netns in want.pods:
+                assert entry.stops_short >= (before.stops_short and after.stops_short)
             if entry.roles_by_uid:
                 assert entry.proxy_uid in {
                     end.proxy_uid for end in (before, after) if end.roles_by_uid

@@ -145,6 +145,17 @@ def test_a_shared_cgroup_has_no_entry_and_the_uid_decides() -> None:
     assert "uid 1337 stands in" in pod_notes(shared, Policy())[0]
 
 
+def test_a_proxy_that_stops_short_is_told_of_where_there_are_two_queues() -> None:
+    short = replace(WEB, stops_short=True)
+
+    assert want({1: short, 2: DB}, Policy()).pods == {
+        1: PodEntry(stops_short=True),
+        2: PodEntry(),
+    }
+    assert "nothing is redirected into its proxy" in pod_notes(short, Policy())[0]
+    assert pod_notes(short, Policy(trust_possible=True)) == ()
+
+
 def test_a_proxy_of_root_can_stand_in_too() -> None:
     assert want({1: replace(WEB, proxy_uid=0)}, Policy()).pods[1].roles_by_uid
 

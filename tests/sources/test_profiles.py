@@ -25,6 +25,11 @@ def test_known_proxies(exe: str, uid: int, name: str | None) -> None:
     assert (found and found.name) == name
 
 
+def test_proxies_that_are_not_known_to_read_all_stop_short() -> None:
+    assert {p.name for p in KNOWN if p.stops_short} == {"linkerd"}
+    assert Profile("ours", frozenset({"proxy"})).stops_short
+
+
 def test_a_profile_without_uids_takes_any() -> None:
     assert Profile("ours", frozenset({"proxy"})).matches("proxy", 12345)
 

@@ -16,6 +16,7 @@ from accel.core.plan import (
     SetContainer,
 )
 from accel.datapath.layout import Hop, Way, address_bytes
+from accel.datapath.loading import Constants
 from tests.kernel.datapath.bed import (
     PROXY_UID,
     Actor,
@@ -25,6 +26,7 @@ from tests.kernel.datapath.bed import (
     begin,
     eventually,
     exchange,
+    facts,
 )
 from tests.patience import few
 
@@ -217,3 +219,24 @@ def test_full_table_degrades_to_tcp(network: Network) -> None:
         # And there is room again.
         exchange(*bed.pair(bed.a.app, bed.a.sidecar))
         assert bed.redirected() == 9
+
+
+def test_nothing_into_a_proxy_that_stops_short_of_the_second_queue(network: Network) -> None:
+    with attached(network, Constants(facts().charges_rmem, one_queue=False)) as bed:
+        for pod in (bed.a, bed.b):
+            bed.mesh(pod, trust_apps=True, enrol_apps=True, stops_short=True)
+        exchange(*(hop := bed.pair(bed.a.app, bed.a.sidecar)))
+        assert bed.reason(hop[0]) is None
+        assert bed.redirected(Hop.APP_SIDECAR, Way.RESPONSE) == 1
+        assert bed.tcp_reasons() == {"two_queues": 1}
+
+        # Neither way: its sockets are left alone.
+        between = bed.pair(bed.a.sidecar, bed.b.sidecar, bed.b.address)
+        exchange(*between)
+        assert bed.reason(between[0]) == "two_queues"
+        bed.mesh(bed.a, enrol_apps=True, stops_short=True)
+        back = bed.pair(bed.a.sidecar, bed.a.app)
+        exchange(*back)
+        assert bed.reason(back[0]) == "untrusted"
+        eventually(lambda: bed.enrolled() == 2)
+        bed.assert_forgotten()
