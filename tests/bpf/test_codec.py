@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.bpf.errors import ObjectError
@@ -182,7 +182,6 @@ def test_padding_is_left_out_and_packed_as_zero(types: Btf) -> None:
     assert data == struct.pack(f"{mark(types)}B7xQ4xI", 1, 2, 3)
 
 
-@settings(deadline=None)
 @given(
     low=st.integers(0, 7),
     middle=st.integers(-64, 63),
@@ -207,7 +206,6 @@ def test_where_bitfields_lie(compiled: Compile) -> None:
     assert codec(big, "bits").pack((5, 0, 0, 0, 0))[:4] == b"\xa0\0\0\0"
 
 
-@settings(deadline=None)
 @given(a=st.integers(), b=st.integers(), c=st.integers(), d=st.integers())
 def test_what_does_not_fit_is_named(compiled: Compile, a: int, b: int, c: int, d: int) -> None:
     """Either every field comes back as it was, or ValueError names one that cannot."""

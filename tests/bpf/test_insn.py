@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.bpf.format import insn
@@ -21,7 +21,6 @@ instructions = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(instructions, st.sampled_from(["little", "big"]))
 def test_what_is_encoded_decodes_to_the_same(
     instruction: Instruction, order: Literal["little", "big"]
@@ -29,7 +28,6 @@ def test_what_is_encoded_decodes_to_the_same(
     assert insn.decode(insn.encode(instruction, order), order) == instruction
 
 
-@settings(deadline=None)
 @given(instructions)
 def test_every_instruction_has_words(instruction: Instruction) -> None:
     assert str(instruction).isprintable()

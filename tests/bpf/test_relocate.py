@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.bpf.errors import ObjectError
@@ -84,7 +84,6 @@ def one_field(name: str, byte: int, *, size: int = 4, field: str = "x") -> Build
 names = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=True)
 
 
-@settings(deadline=None)
 @given(names, st.data())
 def test_a_field_is_read_where_the_kernel_has_it(members: list[str], data: st.DataObject) -> None:
     """Whatever the order of fields on either side, and however deep in anonymous ones."""
