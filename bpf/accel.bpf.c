@@ -6,7 +6,7 @@
  *                   numbers, decides whether it may be accelerated, enrols its sockets
  *   accel_redirect  sk_msg hook on the sockhash: hands each message to the peer socket
  *                   or leaves it to TCP
- *   accel_pass      sk_skb hook on the sockhash of trusted apps: changes nothing, but makes
+ *   accel_pass      sk_skb hook on the sockhash of one queue: changes nothing, but makes
  *                   the kernel queue TCP's bytes with the redirected ones
  *   accel_guard     setsockopt hook of that cgroup: refuses what does not go with being enrolled
  *   accel_list      iterator: the connections, and what their sockets are doing now
