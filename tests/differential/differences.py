@@ -87,7 +87,15 @@ class Difference:
 
 
 def _anywhere(mode: Mode, facts: Facts) -> bool:
+    return mode.redirects(facts)
+
+
+def _enrolled(mode: Mode, facts: Facts) -> bool:
     return mode.app is None or mode.enrols_app(facts)
+
+
+def _two_queues(mode: Mode, facts: Facts) -> bool:
+    return any(mode.reads_two_queues(end, facts) for end in (0, 1))
 
 
 def _sent_by_app(mode: Mode, facts: Facts) -> bool:
@@ -104,6 +112,8 @@ def _blocking(mode: Mode, facts: Facts) -> bool:
 
 
 def _fionread(mode: Mode, facts: Facts) -> bool:
+    if mode.trusted and facts.one_queue:
+        return False
     match facts.era:
         case Era.FIXED:
             return False
@@ -169,7 +179,7 @@ def _sees_one_queue(p: Parting) -> bool:
     return (
         isinstance(p.call, Receive)
         and (p.call.once or p.call.peek or p.call.waitall)
-        and (p.end != p.mode.app or p.mode.trusted)
+        and p.mode.reads_two_queues(p.end, p.facts)
         and isinstance(plain, int)
         and isinstance(accelerated, int)
         and 0 < accelerated < plain
@@ -337,7 +347,7 @@ DIFFERENCES = (
         "the redirected bytes alone, and no new edge for the rest; the next read brings it",
         "trusted, or a sidecar",
         "all",
-        _anywhere,
+        _two_queues,
         _sees_one_queue,
         lambda app, peer: (
             *(Step(app, Send(10)), Step(app, Pause()), Step(app, Send(10))),
@@ -380,7 +390,7 @@ DIFFERENCES = (
         "on, 1800 s",
         "a sidecar",
         "all",
-        _anywhere,
+        _enrolled,
         lambda p: p.end != p.mode.app and p.call in (Get(Option.KEEPALIVE), Get(Option.KEEPIDLE)),
         lambda app, peer: (Step(peer, Get(Option.KEEPALIVE)),),
     ),
