@@ -89,6 +89,7 @@ CONNECTIONS_A_LISTENER = 1000  # or their ports would run out in TIME_WAIT
 
 _SIOCOUTQNSD = 0x894B
 _MAY_SLEEP = (Send, SendFile, SpliceIn, SendZerocopy, SendUrgent, Receive, SpliceOut)
+_HAS_FIN = {TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.CLOSING}
 _TRANSIT = {TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK}
 
 
@@ -140,6 +141,10 @@ class Mode(Enum):
         if self.app is None:
             return facts.one_queue or not self.stops_short
         return self.enrols_app(facts)
+
+    def reads_one_queue(self, end: int, facts: Facts) -> bool:
+        """Whether redirected bytes wait among TCP's there."""
+        return facts.one_queue and (self.trusted if end == self.app else self.stops_short)
 
     def reads_two_queues(self, end: int, facts: Facts) -> bool:
         """Whether redirected bytes wait beside TCP's there."""
@@ -597,7 +602,7 @@ class Telling:
             case [alone]:
                 if self._reset_due:
                     # An end with one queue closes with data unread, its window closed: no reset.
-                    hears_nothing = alone.state == TcpState.CLOSE_WAIT and alone.waits_for_window
+                    hears_nothing = alone.state in _HAS_FIN and alone.waits_for_window
                     return alone.state == TcpState.CLOSE or hears_nothing
                 return alone.state in (TcpState.CLOSE, TcpState.CLOSE_WAIT)
             case [one, other] if TcpState.CLOSE in (one.state, other.state):
