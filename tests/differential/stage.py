@@ -89,7 +89,6 @@ CONNECTIONS_A_LISTENER = 1000  # or their ports would run out in TIME_WAIT
 
 _SIOCOUTQNSD = 0x894B
 _MAY_SLEEP = (Send, SendFile, SpliceIn, SendZerocopy, SendUrgent, Receive, SpliceOut)
-_HAS_FIN = {TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.CLOSING}
 _TRANSIT = {TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK}
 
 
@@ -283,20 +282,14 @@ class _Info(msgspec.Struct):
     sent: int
     received: int
     unsent: int
-    in_flight: int
-
-    @property
-    def waits_for_window(self) -> bool:
-        return self.unsent > 0 and not self.in_flight
 
 
 def _look_at(sock: socket.socket) -> _Info:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
-    (in_flight,) = struct.unpack_from("I", info, 24)
     (received,) = struct.unpack_from("Q", info, 128)
     sent, again = struct.unpack_from("QQ", info, 200)
     unsent = struct.unpack("i", ioctl(sock, _SIOCOUTQNSD, bytes(4)))[0]
-    return _Info(info[0], sent - again, received, unsent, in_flight)
+    return _Info(info[0], sent - again, received, unsent)
 
 
 def _unacknowledged(sock: socket.socket) -> int:
@@ -601,9 +594,7 @@ class Telling:
                 return True
             case [alone]:
                 if self._reset_due:
-                    # An end with one queue closes with data unread, its window closed: no reset.
-                    hears_nothing = alone.state in _HAS_FIN and alone.waits_for_window
-                    return alone.state == TcpState.CLOSE or hears_nothing
+                    return alone.state == TcpState.CLOSE
                 return alone.state in (TcpState.CLOSE, TcpState.CLOSE_WAIT)
             case [one, other] if TcpState.CLOSE in (one.state, other.state):
                 return one.state == other.state
