@@ -296,6 +296,32 @@ inline_ void acknowledged(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
+/*
+ * Our peer's FIN.  If it closed with bytes unread in one queue, no reset follows, and
+ * while its window is shut nothing ever tells us: its TIME-WAIT socket answers our
+ * probes with that window for a minute (tcp_timewait_state_process(), Linux 6.18).  It
+ * takes no new byte any more (tcp_rcv_state_process() resets them), so give up at the
+ * next probe.
+ */
+inline_ void peer_finished(struct bpf_sock_ops *ctx)
+{
+	struct socket_state *state = recall(ctx);
+	const struct end *peer;
+	struct connection *c;
+	int milliseconds = 1;
+
+	if (!state)
+		return;
+	c = bpf_map_lookup_elem(&connections, &state->key.connection);
+	if (!c)
+		return;
+	peer = end_of(c, !state->key.end);
+	if (peer->state & END_ONE_QUEUE && is_still(peer) &&
+	    peer_sock(peer, sk_shutdown) == SHUTDOWN_MASK)
+		bpf_setsockopt(ctx, SOL_TCP, TCP_USER_TIMEOUT, &milliseconds,
+			       sizeof(milliseconds));
+}
+
 inline_ void closed(struct bpf_sock_ops *ctx)
 {
 	struct socket_state *state = recall(ctx);
@@ -335,6 +361,8 @@ int accel_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == TCP_CLOSE)
 			closed(ctx);
+		else if (ctx->args[1] == TCP_CLOSE_WAIT)
+			peer_finished(ctx);
 		break;
 	}
 	return 1;

@@ -110,6 +110,7 @@ struct sock {
 	} sk_lock;
 	int sk_rcvbuf;
 	int sk_rcvlowat;
+	__u8 sk_shutdown;
 	__u8 sk_kern_sock : 1;
 	kuid_t sk_uid;
 	void *sk_user_data;
@@ -180,6 +181,7 @@ struct bpf_iter__bpf_map_elem {
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
 
+#define SHUTDOWN_MASK 3			/* include/net/sock.h */
 #define O_NONBLOCK_FLAG 04000		/* all architectures but alpha, mips, parisc, sparc */
 #define SK_USER_DATA_FLAGS 7UL		/* ~SK_USER_DATA_PTRMASK, include/net/sock.h */
 
@@ -191,6 +193,7 @@ struct bpf_iter__bpf_map_elem {
 #define SOL_IPV6 41
 #define SOL_TCP 6
 #define TCP_KEEPIDLE 4
+#define TCP_USER_TIMEOUT 18
 #define TCP_ULP 31
 
 /* IPT_SO_SET_REPLACE, the same for IPv6, and what follows */

@@ -82,7 +82,7 @@ struct {
  * Nobody is here without need: such a socket must not leave with bytes unread, or they
  * are lost and copied_seq is wrong for ever (tcp_recvmsg_locked() warns, Linux 6.18);
  * and if it closes with bytes unread no reset is sent, so a sender that waits for its
- * window learns of it by the next window probe only.
+ * window learns of it by a window probe only (peer_finished()).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -258,10 +258,12 @@ class Story(msgspec.Struct, frozen=True):
         steps: One after the other; the next begins when the last has returned, or
             is known to sleep, and everything on its way has arrived.
         blocking: Of either end, from before connect() on.
+        listens_blocking: The listener blocks too, as a threaded server's does.
     """
 
     steps: tuple[Step, ...]
     blocking: tuple[bool, bool] = (False, False)
+    listens_blocking: bool = False
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 
 from accel.datapath.selftest import Facts
 from tests.differential.calls import AnyCall, Option, Pause, Resume, Seen, Set, Signal, Step, Story
-from tests.differential.stage import BLOCKED, CURTAIN, Mode, Scene, Stage, Theatre
+from tests.differential.stage import BLOCKED, CURTAIN, SKIPPED, Mode, Scene, Stage, Theatre
 
 T = TypeVar("T")
 
@@ -22,12 +22,14 @@ class Parting:
     """The first step at which the two ways differ.
 
     Attributes:
-        steps: All steps up to and with this one, those of the curtain too.
+        at: How many steps came before it, those that made no sense included.
+        steps: Those that did, up to and with this one; those of the curtain too.
     """
 
     mode: Mode
     facts: Facts
     story: Story
+    at: int
     steps: tuple[Step, ...]
     plain: Scene
     accelerated: Scene
@@ -66,7 +68,7 @@ class Parting:
 
     def __str__(self) -> str:
         return (
-            f"{self.mode.value}, step {len(self.steps)} of\n    {short(self.story)}\n"
+            f"{self.mode.value}, step {self.at + 1} of\n    {short(self.story)}\n"
             f"  by TCP      {short(self.plain)}\n"
             f"  accelerated {short(self.accelerated)}"
         )
@@ -90,10 +92,9 @@ def part(stage: Stage, mode: Mode, story: Story) -> Parting | None:
     parting = _first(stage, mode, story, plain)
     if parting is None:
         return None
-    at = len(parting.steps) - 1
     for _ in range(AGAIN):
         again = tell(stage.plain(mode), mode, story)
-        if again[: at + 1] != plain[: at + 1]:
+        if again[: parting.at + 1] != plain[: parting.at + 1]:
             return None
     return parting
 
@@ -103,8 +104,9 @@ def _first(stage: Stage, mode: Mode, story: Story, plain: Sequence[Scene]) -> Pa
     at = len(accelerated) - 1
     if accelerated[at] == plain[at]:
         return None
-    steps = (*story.steps, *CURTAIN)[: at + 1]
-    return Parting(mode, stage.facts, story, steps, plain[at], accelerated[at])
+    told = zip((*story.steps, *CURTAIN), accelerated, strict=False)
+    steps = tuple(step for step, scene in told if scene.seen != SKIPPED.seen)
+    return Parting(mode, stage.facts, story, at, steps, plain[at], accelerated[at])
 
 
 def tell(

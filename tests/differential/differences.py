@@ -36,6 +36,7 @@ from tests.differential.calls import (
     SendUrgent,
     SendZerocopy,
     Set,
+    SetBlocking,
     Signal,
     SpliceIn,
     SpliceOut,
@@ -87,7 +88,19 @@ class Difference:
 
 
 def _anywhere(mode: Mode, facts: Facts) -> bool:
+    return mode.redirects(facts)
+
+
+def _enrolled(mode: Mode, facts: Facts) -> bool:
     return mode.app is None or mode.enrols_app(facts)
+
+
+def _one_queue(mode: Mode, facts: Facts) -> bool:
+    return any(mode.reads_one_queue(end, facts) for end in (0, 1))
+
+
+def _two_queues(mode: Mode, facts: Facts) -> bool:
+    return any(mode.reads_two_queues(end, facts) for end in (0, 1))
 
 
 def _sent_by_app(mode: Mode, facts: Facts) -> bool:
@@ -104,6 +117,8 @@ def _blocking(mode: Mode, facts: Facts) -> bool:
 
 
 def _fionread(mode: Mode, facts: Facts) -> bool:
+    if mode.trusted and facts.one_queue:
+        return False
     match facts.era:
         case Era.FIXED:
             return False
@@ -151,6 +166,9 @@ def _minds_lowat(p: Parting) -> bool:
 
 
 def _blocked_call_gave_up(p: Parting) -> bool:
+    presumed = p.story.listens_blocking and not p.before(p.mode.app, SetBlocking)
+    if presumed and not p.mode.trusted:
+        return False
     plain, accelerated = p.returned(p.mode.app)
     return (
         _receives(p)
@@ -169,7 +187,7 @@ def _sees_one_queue(p: Parting) -> bool:
     return (
         isinstance(p.call, Receive)
         and (p.call.once or p.call.peek or p.call.waitall)
-        and (p.end != p.mode.app or p.mode.trusted)
+        and p.mode.reads_two_queues(p.end, p.facts)
         and isinstance(plain, int)
         and isinstance(accelerated, int)
         and 0 < accelerated < plain
@@ -182,27 +200,41 @@ def _closes(step: Step) -> End | None:
     match step.call:
         case Close() | Fill(then="writer closes"):
             return step.end
-        case Fill(then="reader closes") | Reconnect():
+        case Reconnect():
             return other
     return None
 
 
+def _is_told_of_no_reset(p: Parting, end: int) -> bool:
+    """TCP speaks of a reset to this end now, and we do not."""
+    plain, accelerated = p.returned(end)
+    if isinstance(p.call, Fill):
+        plain, accelerated = p.plain.seen, p.accelerated.seen
+    if plain is None or plain == accelerated:
+        return False
+    told = f"{plain.value} {plain.error}".replace("RDHUP", "")
+    return (
+        any(word in told for word in _OF_A_RESET)
+        or plain.sigpipe
+        or (p.call == Info() and plain.value == TcpState.CLOSE)
+    )
+
+
 def _closed_unread(p: Parting) -> bool:
-    """At the other end of one that closed TCP speaks of a reset, and we do not."""
-    for closed in (0, 1):
-        plain, accelerated = p.returned(1 - closed)
-        if isinstance(p.call, Fill):
-            plain, accelerated = p.plain.seen, p.accelerated.seen
-        if plain is None or plain == accelerated:
-            continue
-        told = f"{plain.value} {plain.error}".replace("RDHUP", "")
-        if any(_closes(step) == closed for step in p.steps):
-            return (
-                any(word in told for word in _OF_A_RESET)
-                or plain.sigpipe
-                or (p.call == Info() and plain.value == TcpState.CLOSE)
-            )
-    return False
+    return any(
+        any(_closes(step) == closed for step in p.steps) and _is_told_of_no_reset(p, 1 - closed)
+        for closed in (0, 1)
+    )
+
+
+def _waits_for_window(p: Parting) -> bool:
+    return any(
+        isinstance(step.call, Fill)
+        and step.call.then == "reader closes"
+        and p.mode.reads_one_queue(1 - step.end, p.facts)
+        and _is_told_of_no_reset(p, step.end)
+        for step in p.steps
+    )
 
 
 def _error_stays(p: Parting) -> bool:
@@ -240,8 +272,8 @@ DIFFERENCES = (
     ),
     Difference(
         "rcvlowat",
-        "sets SO_RCVLOWAT while redirected bytes wait",
-        "readable below it, and one short read; what comes later comes by TCP",
+        "sets SO_RCVLOWAT",
+        "readable below it, and short reads",
         "trusted",
         "all",
         _trusted,
@@ -300,7 +332,8 @@ DIFFERENCES = (
         "blocking",
         "blocks in `recv()`",
         "sometimes EAGAIN instead of waiting: after a signal, a reset, or its own `shutdown()`",
-        "trusted; or enrolled and accepting: on a listener's first connection, until its first answer",
+        "trusted; or enrolled and accepted by a listener that does not block itself: on its first "
+        "connection, until the first answer",
         "all",
         _blocking,
         _blocked_call_gave_up,
@@ -312,7 +345,7 @@ DIFFERENCES = (
         "asks FIONREAD (nginx, Java `available()`, .NET)",
         "fewer bytes than there are: it may hang",
         "see below",
-        "old: trusted; regressed: enrolled; fixed: none",
+        "old: trusted by force; regressed: enrolled, but not trusted; fixed: none",
         _fionread,
         _asks_fionread,
         lambda app, peer: (
@@ -331,13 +364,26 @@ DIFFERENCES = (
         lambda app, peer: (Step(app, Send(10)), Step(peer, Close()), Step(app, Poll())),
     ),
     Difference(
+        "window",
+        "waits, with more to send than there is room for, for an end with one queue, which then "
+        "closes with data unread",
+        "end of file, as above, and ETIMEDOUT from send() after one or two more probes of the window, "
+        "instead of ECONNRESET at once",
+        "a sidecar that talks to a trusted app; an enrolled app or a sidecar that talks to a proxy "
+        "that may stop at a short read",
+        "with one queue",
+        _one_queue,
+        _waits_for_window,
+        lambda app, peer: (Step(peer, Fill(16_384, then="reader closes")), Step(peer, Send(1))),
+    ),
+    Difference(
         "mixed",
-        "peeks, or takes a short read as the last, after the way has changed between the short cut "
-        "and TCP while it had not read (Envoy's TLS inspector, tokio)",
+        "peeks (Envoy's TLS inspector), or takes a short read as the last, after the way has changed "
+        "between the short cut and TCP while it had not read",
         "the redirected bytes alone, and no new edge for the rest; the next read brings it",
-        "trusted, or a sidecar",
+        "a sidecar that reads on after a short read; or an app trusted by force",
         "all",
-        _anywhere,
+        _two_queues,
         _sees_one_queue,
         lambda app, peer: (
             *(Step(app, Send(10)), Step(app, Pause()), Step(app, Send(10))),
@@ -380,7 +426,7 @@ DIFFERENCES = (
         "on, 1800 s",
         "a sidecar",
         "all",
-        _anywhere,
+        _enrolled,
         lambda p: p.end != p.mode.app and p.call in (Get(Option.KEEPALIVE), Get(Option.KEEPIDLE)),
         lambda app, peer: (Step(peer, Get(Option.KEEPALIVE)),),
     ),
@@ -433,8 +479,13 @@ blocks. An app that is neither sees no difference. Sidecar proxies see that of t
 
 "FIONREAD" depends on the kernel's era, which `accel check` finds by trying: *old* kernels do not count
 redirected bytes, *regressed* ones count nothing else, *fixed* ones count all. On none of them does accel by
-default let an app's FIONREAD be wrong: on old kernels trust is refused, on regressed ones enrolment too,
-unless forced.
+default let an app's FIONREAD be wrong: on old kernels trust is refused, on regressed ones the enrolment of
+an app that is not trusted, unless forced.
+
+*One queue*: where the kernel bears it, and `accel check` finds that too, trusted apps and proxies that may
+stop at a short read (by their profile: all but Envoy) find redirected bytes and TCP's in one queue, in their
+order, and FIONREAD counts both. Where it does not, trust is refused unless forced, and nothing is redirected
+into such proxies.
 
 ## What is not compared
 

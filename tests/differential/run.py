@@ -27,7 +27,6 @@ from hypothesis import seed as seeded
 PROJECT = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from accel.datapath import selftest
 from tests.differential.calls import Story
 from tests.differential.compare import part, short
 from tests.differential.differences import explain
@@ -129,9 +128,8 @@ def tell(
     network: Network, count: int, seed: int, modes: list[Mode], progress: Progress
 ) -> Iterator[Tally]:
     """`count` stories, evenly over `modes`."""
-    facts = selftest.run(network.cgroup.parent)
     each = -(-count // len(modes))
-    with set_up(network, facts) as stage:
+    with set_up(network) as stage:
         for mode in modes:
             yield run(stage, mode, each, seed, progress)
 

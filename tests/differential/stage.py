@@ -18,6 +18,7 @@ import termios
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import Enum
 from fcntl import ioctl
 from pathlib import Path
@@ -27,7 +28,6 @@ import msgspec
 
 from accel.core.strategy import bears_enrolled_apps
 from accel.datapath.layout import TcpState
-from accel.datapath.loading import Constants
 from accel.datapath.selftest import Facts
 from accel.demo.netns import Netns
 from tests.differential.calls import (
@@ -72,7 +72,7 @@ from tests.differential.end import (
     Pull,
     Push,
 )
-from tests.kernel.datapath.bed import Actor, Bed, Network, attached, begin
+from tests.kernel.datapath.bed import Actor, Bed, Network, attached, begin, facts, this_kernel
 
 PROJECT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 10.0
@@ -97,6 +97,7 @@ class Mode(Enum):
 
     `untrusted` is as the agent has it on this kernel; `forced` enrols the untrusted app
     also where the agent does not, because FIONREAD would lie.  `out`: the app connects.
+    In `short` proxies are declared to stop at a short read, so they have one queue or none.
     """
 
     UNTRUSTED_OUT = "untrusted-out"
@@ -106,11 +107,12 @@ class Mode(Enum):
     TRUSTED_OUT = "trusted-out"
     TRUSTED_IN = "trusted-in"
     SIDECARS = "sidecars"
+    SHORT_SIDECARS = "short-sidecars"
 
     @property
     def app(self) -> int | None:
         """Which end is the app, or None."""
-        if self is Mode.SIDECARS:
+        if self in (Mode.SIDECARS, Mode.SHORT_SIDECARS):
             return None
         return ACTIVE if self.value.endswith("out") else PASSIVE
 
@@ -123,11 +125,31 @@ class Mode(Enum):
         return self in (Mode.FORCED_OUT, Mode.FORCED_IN)
 
     @property
+    def stops_short(self) -> bool:
+        return self is Mode.SHORT_SIDECARS
+
+    @property
     def proxies(self) -> tuple[int, ...]:
         return tuple(end for end in (ACTIVE, PASSIVE) if end != self.app)
 
     def enrols_app(self, facts: Facts) -> bool:
         return self.trusted or self.forced or bears_enrolled_apps(facts.era)
+
+    def redirects(self, facts: Facts) -> bool:
+        """Whether anything is."""
+        if self.app is None:
+            return facts.one_queue or not self.stops_short
+        return self.enrols_app(facts)
+
+    def reads_one_queue(self, end: int, facts: Facts) -> bool:
+        """Whether redirected bytes wait among TCP's there."""
+        return facts.one_queue and (self.trusted if end == self.app else self.stops_short)
+
+    def reads_two_queues(self, end: int, facts: Facts) -> bool:
+        """Whether redirected bytes wait beside TCP's there."""
+        if end == self.app:
+            return self.trusted and not facts.one_queue
+        return self.redirects(facts) and not self.stops_short
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -281,17 +303,15 @@ class Telling:
     Each socket is held here too, to look at it; a hold is let go before its end closes.
     """
 
-    def __init__(
-        self, theatre: Theatre, blocking: tuple[bool, bool], proxies: Collection[int]
-    ) -> None:
+    def __init__(self, theatre: Theatre, story: Story, proxies: Collection[int]) -> None:
         self._theatre = theatre
         self._proxies = proxies
         self._given_up: set[int] = set()  # proxies that have seen their connection fail
         self._generation = 0
         self._calls: list[AnyCall | None] = [None, None]  # what an end is doing
         self._timeouts: list[set[Option]] = [set(), set()]
-        self._blocking = list(blocking)
-        client, server = theatre.connect(blocking)
+        self._blocking = list(story.blocking)
+        client, server = theatre.connect(story)
         self._ends = theatre.ends
         self._held: list[socket.socket | None] = [client, None]
         self._ends[ACTIVE].tell(Begin(ACTIVE, self._generation), client.fileno())
@@ -618,6 +638,7 @@ class Theatre:
         self._spare: list[socket.socket] = []
         self._listeners: dict[bool, socket.socket] = {}
         self._listener: socket.socket | None = None
+        self._presumed: dict[bytes, bytes] = {}  # of kept_out: what listen() told
         self._connections = 0
         self.bed: Bed | None = None  # where there is something to pause
         self._paused = False
@@ -627,28 +648,37 @@ class Theatre:
         assert self._listener is not None
         return self._host, self._listener.getsockname()[1]
 
-    def connect(self, blocking: tuple[bool, bool]) -> tuple[socket.socket, socket.socket]:
+    def connect(self, story: Story) -> tuple[socket.socket, socket.socket]:
         if not self.ends:
             self.ends = [self._make_end(end) for end in (ACTIVE, PASSIVE)]
         if self._connections % CONNECTIONS_A_LISTENER == 0:
             self._close_listeners()
         self._connections += 1
-        self._listener = self._listening(blocking[PASSIVE])
+        self._forget_hazards()
+        self._listener = self._listening(story.listens_blocking)
         if not self._spare:
             self._spare = self._active.sockets(100)
         client = self._spare.pop()
-        begin(client, self.address, blocking=blocking[ACTIVE])
-        return client, self.accept(blocking[PASSIVE])
+        begin(client, self.address, blocking=story.blocking[ACTIVE])
+        return client, self.accept(story.blocking[PASSIVE])
 
     def _listening(self, blocking: bool) -> socket.socket:
-        """The programs remember listeners and containers that must be kept out.  They forget it
-        for each story, or after one hazard no later story would be accelerated."""
         if blocking not in self._listeners:
-            self._listeners[blocking] = self._passive.listen(self._host)
-        if self.bed is not None:
-            for key in list(self.bed.kept_out.keys()):
-                self.bed.kept_out.delete(key)
+            self._listeners[blocking] = self._passive.listen(self._host, blocking=blocking)
+            if self.bed is not None:
+                self._presumed = dict(self.bed.kept_out.items())
         return self._listeners[blocking]
+
+    def _forget_hazards(self) -> None:
+        """The programs remember listeners and containers that must be kept out.  They forget it
+        for each story, or after one hazard no later story would be accelerated; not what they
+        presume of a listener."""
+        if self.bed is None:
+            return
+        for key in list(self.bed.kept_out.keys()):
+            self.bed.kept_out.delete(key)
+        for key, reason in self._presumed.items():
+            self.bed.kept_out.update(key, reason)
 
     def accept(self, blocking: bool) -> socket.socket:
         assert self._listener is not None
@@ -660,7 +690,7 @@ class Theatre:
         self, story: Story, proxies: Collection[int], going_on: Callable[[Scene], bool]
     ) -> None:
         try:
-            Telling(self, story.blocking, proxies).tell(story.steps, going_on)
+            Telling(self, story, proxies).tell(story.steps, going_on)
         except BaseException:
             self._dismiss()
             raise
@@ -687,6 +717,7 @@ class Theatre:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+        self._presumed.clear()
 
     def close(self) -> None:
         self._dismiss()
@@ -698,24 +729,28 @@ class Theatre:
 class Stage:
     """The programs on a network of pods, and the same network without them."""
 
-    def __init__(self, bed: Bed, facts: Facts, plain_a: Actor, plain_b: Actor) -> None:
+    def __init__(self, bed: Bed, plain_a: Actor, plain_b: Actor) -> None:
         self.bed = bed
-        self.facts = facts
+        self.facts = facts()
         self._plain_a, self._plain_b = plain_a, plain_b
         self._theatres: dict[tuple[Mode, bool], Theatre] = {}
         self._mode: Mode | None = None
 
     def plain(self, mode: Mode) -> Theatre:
         """Where the stories of this mode are told by TCP alone."""
-        key = mode is Mode.SIDECARS, False
-        return self._theatre((Mode.SIDECARS if key[0] else Mode.TRUSTED_OUT, False))
+        alike = Mode.SIDECARS if mode.app is None else Mode.TRUSTED_OUT
+        return self._theatre((alike, False))
 
     def accelerated(self, mode: Mode) -> Theatre:
-        """Where they are told with the programs, which are told of the app what `mode` says."""
+        """Where they are told with the programs, which are told of the pods what `mode` says."""
         if self._mode is not mode:
+            flags = {
+                "trust_apps": mode.trusted,
+                "enrol_apps": mode.enrols_app(self.facts),
+                "stops_short": mode.stops_short,
+            }
             for pod in (self.bed.a, self.bed.b):
-                enrols = mode.enrols_app(self.facts)
-                self.bed.mesh(pod, trust_apps=mode.trusted, enrol_apps=enrols)
+                self.bed.mesh(pod, **flags)
             self._mode = mode
         return self._theatre((mode, True))
 
@@ -729,10 +764,10 @@ class Stage:
         if not accelerated:
             places = (
                 (self._plain_a, a, self._plain_b, b)
-                if mode is Mode.SIDECARS
+                if mode.app is None
                 else (self._plain_a, a, self._plain_a, a)
             )
-        elif mode is Mode.SIDECARS:
+        elif mode.app is None:
             places = (a.sidecar, a, b.sidecar, b)
         elif mode.app == ACTIVE:
             places = (a.app, a, a.sidecar, a)
@@ -745,7 +780,7 @@ class Stage:
             actor, pod = where[end]
             return EndProcess(actor, pod.netns.fd, end)
 
-        host = b.address if mode is Mode.SIDECARS else "127.0.0.1"
+        host = b.address if mode.app is None else "127.0.0.1"
         theatre = Theatre(active, passive, host, make_end)
         if accelerated:
             theatre.bed = self.bed
@@ -757,7 +792,7 @@ class Stage:
 
 
 @contextmanager
-def set_up(network: Network, facts: Facts) -> Iterator[Stage]:
+def set_up(network: Network) -> Iterator[Stage]:
     """A stage on `network`; takes half a second."""
     with ExitStack() as stack:
         plain = network.cgroup.with_name(network.cgroup.name + "-plain")
@@ -775,9 +810,9 @@ def set_up(network: Network, facts: Facts) -> Iterator[Stage]:
         # The kernel stamps packets while somebody wants it, and begins a while after that.
         stamped = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         stamped.setsockopt(*OPTIONS[Option.TIMESTAMP], 1)
-        constants = Constants(facts.charges_rmem, max_queued_messages=QUEUE_MESSAGES)
+        constants = replace(this_kernel(), max_queued_messages=QUEUE_MESSAGES)
         bed = stack.enter_context(attached(network, constants))
-        stage = Stage(bed, facts, *actors)
+        stage = Stage(bed, *actors)
         stack.callback(stage.close)
         yield stage
 

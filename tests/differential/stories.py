@@ -163,9 +163,10 @@ def stories(mode: Mode) -> st.SearchStrategy[Story]:
     if mode.app is None:
         return st.builds(Story, _steps(mode, PROXY))
     blocks = st.sampled_from([(False, False), (mode.app == 0, mode.app == 1)])
+    listens = st.booleans() if mode.app == PASSIVE else st.just(False)
     return st.one_of(
         *(
-            st.builds(Story, _steps(mode, of_app), blocks)
+            st.builds(Story, _steps(mode, of_app), blocks, listens)
             for of_app in (APP, APP_ENDING, ADVENTUROUS)
         )
     )

@@ -13,6 +13,7 @@ import pytest
 
 from accel.datapath.layout import Hop, Way
 from tests.kernel.datapath.bed import (
+    PATIENCE_SECONDS,
     Bed,
     Network,
     Pair,
@@ -20,6 +21,7 @@ from tests.kernel.datapath.bed import (
     attached,
     eventually,
     exchange,
+    fill,
     fionread,
     read,
     read_to_end,
@@ -255,3 +257,36 @@ def test_nothing_is_left(bed: Bed) -> None:
             sidecar, _ = _into_app(bed, way)
             sidecar.send(b"unread")
     bed.assert_forgotten()
+
+
+def _in_flight(sock: socket.socket) -> int:
+    """Segments, by TCP_INFO: none of a full socket's when its window is shut."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    segments: int = struct.unpack_from("I", info, 24)[0]
+    return segments
+
+
+def test_a_sender_whose_reader_is_gone_does_not_wait(bed: Bed) -> None:
+    """The window was shut as the reader closed: no reset comes, and none to a probe."""
+    sidecar, app = _into_app(bed, WAYS[0])
+    data = bytes(64 << 10)
+    sidecar.send(b"redirected")
+    eventually(lambda: not fill(sidecar, data, len(data)) and not _in_flight(sidecar))
+    app.close()
+    poll = select.poll()
+    poll.register(sidecar, 0)
+    assert poll.poll(PATIENCE_SECONDS * 1000), "still waits for the window"
+    with pytest.raises(TimeoutError):
+        sidecar.send(b"x")
+
+
+def test_a_reader_may_still_finish_first(bed: Bed) -> None:
+    """A FIN of shutdown() alone: what waits for the window arrives, however late."""
+    sidecar, app = _into_app(bed, WAYS[0])
+    data = some_bytes(4 << 20, 62)
+    sent = fill(sidecar, data, 64 << 10)
+    app.shutdown(socket.SHUT_WR)
+    assert read(sidecar, 1) == b""
+    sending = Side(partial(write, sidecar, data[sent:]))
+    assert read(app, len(data)) == data
+    sending.join()
