@@ -28,6 +28,7 @@ PROGRAMS = (
     # busybox's of these would run busybox's ip and the like, whatever PATH has.
     "bash", "env", "mount", "nsenter", "setpriv", "setsid", "sh", "sysctl", "timeout", "umount",
     "unshare", "xargs",
+    "sleep",  # the tests run it under another name
 )  # fmt: skip
 # Loaded by those programs by name, so that ldd does not tell.
 PLUGINS = ("/usr/lib/*/xtables/*.so", "/usr/lib/*/libgcc_s.so.1", "/usr/lib/nginx/modules/*.so")

@@ -53,8 +53,8 @@ def _settle(agent: subprocess.Popen[str], run_dir: str) -> dict[str, Any]:
     give_up = time.monotonic() + scaled(30)
     while True:
         status = _answer("status", "--json", "--run-dir", run_dir)
-        health = status["said"]["health"] if status["said"] else None
-        if agent.poll() is not None or health != "starting" or time.monotonic() > give_up:
+        undecided = status["said"] and status["said"]["health"] in ("not running", "starting")
+        if agent.poll() is not None or not undecided or time.monotonic() > give_up:
             return status
         time.sleep(0.1)
 
@@ -67,11 +67,11 @@ def main(arguments: list[str]) -> None:
         agent = subprocess.Popen(
             [*ACCEL, "run", "--run-dir", run_dir, *arguments], stderr=log, text=True
         )
-        _settle(agent, run_dir)
+        status = _settle(agent, run_dir)
         facts = {
             "check": check,
             "running": agent.poll() is None,
-            "status": _answer("status", "--json", "--run-dir", run_dir),
+            "status": status,
             "status_text": _answer("status", "--run-dir", run_dir)["said"],
             "present": _present(),
             "before": before,

@@ -106,4 +106,4 @@ def test_a_host_of_cgroup_v1_alone() -> None:
     assert finding["status"] == "warn"
     assert facts["status"]["said"]["health"] == "accelerating"
     assert facts["status"]["said"]["agent"]["cgroup"] is None
-    assert len(facts["present"]["links"]) == 1
+    assert len(facts["present"]["links"]) == 2  # of accel_sockops and of accel_guard

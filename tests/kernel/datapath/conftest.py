@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import pytest
 
+from accel.datapath.loading import Constants
 from tests.kernel.conftest import cgroup2_mount
-from tests.kernel.datapath.bed import Bed, Network, attached
+from tests.kernel.datapath.bed import Bed, Network, attached, facts
 from tests.patience import scaled
 
 DEADLINE_SECONDS = int(scaled(90))
@@ -45,4 +46,16 @@ def deadline() -> Iterator[None]:
 @pytest.fixture
 def bed(network: Network) -> Iterator[Bed]:
     with attached(network) as bed:
+        yield bed
+
+
+@pytest.fixture(params=[True, False], ids=["rmem charged", "rmem not charged"])
+def either_bed(network: Network, request: pytest.FixtureRequest) -> Iterator[Bed]:
+    """With the rules for kernels that charge redirected bytes, and with those for the others.
+
+    The latter hold everywhere, the former would leave the queue unbounded on such a kernel.
+    """
+    if request.param and not facts().charges_rmem:
+        pytest.skip("this kernel does not charge redirected bytes to sk_rmem_alloc")
+    with attached(network, Constants(charges_rmem=request.param)) as bed:
         yield bed

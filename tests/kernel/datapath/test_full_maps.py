@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from struct import pack
 
 import pytest
@@ -89,13 +90,14 @@ OPTION_MEMORY_BYTES = 20_480
 
 @pytest.fixture
 def little_option_memory(network: Network) -> Iterator[None]:
+    name = "net.core.optmem_max"
     netns = network.a.netns
     with ExitStack() as stack:
-        # Before 6.8 it is the whole node's, and as small as we want it.
+        # Before 6.8 it is the whole node's, not in a namespace, and as small as we want it.
         with suppress(FileNotFoundError):
-            ours = int(netns.run(("sysctl", "-n", "net.core.optmem_max")))
-            netns.set_sysctl("net.core.optmem_max", OPTION_MEMORY_BYTES)
-            stack.callback(netns.set_sysctl, "net.core.optmem_max", ours)
+            ours = netns.call(Path("/proc/sys", *name.split(".")).read_text)
+            netns.set_sysctl(name, OPTION_MEMORY_BYTES)
+            stack.callback(netns.set_sysctl, name, int(ours))
         yield
 
 

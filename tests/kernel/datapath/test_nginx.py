@@ -196,7 +196,6 @@ REQUESTS = [(_get(), sends, b"GET ") for sends in (1, 3)] + [
     for size in (20_000, 200_000, 2_000_000)
     for sends in (1, 4)
 ]
-IDS = [f"{answer.decode().strip()} in {sends}" for _, sends, answer in REQUESTS]
 
 
 def _ask_all(actor: Actor, port: int) -> None:
@@ -243,18 +242,19 @@ def test_through_the_sidecar_with_default_settings(default: Bed) -> None:
 
 
 @pytest.mark.usefixtures("nginx")
-@pytest.mark.parametrize(("request_", "sends", "answer"), REQUESTS, ids=IDS)
-def test_each_request_on_a_new_connection(
-    default: Bed, request_: bytes, sends: int, answer: bytes
-) -> None:
+def test_each_request_on_a_new_connection(default: Bed) -> None:
     with _relay(default) as relay:
         for port, actor in ((PORT, default.a.sidecar), (relay, default.a.app)):
-            for _ in range(3):
-                with actor.socket() as client:
-                    begin(client, ("127.0.0.1", port))
-                    _send_in(client, request_, sends)
-                    assert _answer(client) == answer
+            _ask_each_anew(actor, port, times=3)
     _assert_app_untrusted(default)
+
+
+def _ask_each_anew(actor: Actor, port: int, times: int = 1) -> None:
+    for request, sends, answer in REQUESTS * times:
+        with actor.socket() as client:
+            begin(client, ("127.0.0.1", port))
+            _send_in(client, request, sends)
+            assert _answer(client) == answer
 
 
 @pytest.mark.usefixtures("nginx")
@@ -287,11 +287,7 @@ def test_trusted_with_one_queue(trusted: Bed, tmp_path: Path) -> None:
         for port, actor in ((PORT, trusted.a.sidecar), (relay, trusted.a.app)):
             for _ in range(3):
                 _ask_all(actor, port)
-            for request, sends, answer in REQUESTS:
-                with actor.socket() as client:
-                    begin(client, ("127.0.0.1", port))
-                    _send_in(client, request, sends)
-                    assert _answer(client) == answer
+            _ask_each_anew(actor, port)
     assert trusted.redirected(Hop.SIDECAR_APP, Way.REQUEST)
     assert trusted.tcp_reasons()["settled"]
 

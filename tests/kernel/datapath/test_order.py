@@ -10,17 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from accel.datapath.loading import Constants
 from tests.kernel.datapath.bed import (
     Bed,
-    Network,
     Side,
-    attached,
     begin,
     read,
     read_to_end,
@@ -34,13 +30,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.essential]
 DEFERRED = few(1000)
 STREAMS = few(300)
 AT_ONCE = 6
-
-
-@pytest.fixture(params=[True, False], ids=["rmem charged", "rmem not charged"])
-def either_bed(network: Network, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    """With the rules for this kernel, and with those for kernels that charge nothing."""
-    with attached(network, Constants(charges_rmem=request.param)) as bed:
-        yield bed
 
 
 def test_deferred_accept(bed: Bed) -> None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 import select
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from accel.datapath.loading import Constants
 from tests.kernel.datapath.bed import (
     Bed,
-    Network,
     Pair,
     Side,
-    attached,
     eventually,
     fill,
     read,
@@ -33,11 +29,10 @@ TINY_MESSAGES = few(300_000)
 SLACK_BYTES = 4 << 20  # what else a machine does meanwhile
 
 
-@pytest.fixture(params=[True, False], ids=["rmem charged", "rmem not charged"])
-def either_bed(network: Network, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    with attached(network, Constants(charges_rmem=request.param)) as bed:
-        bed.trust()
-        yield bed
+@pytest.fixture
+def trusting(either_bed: Bed) -> Bed:
+    either_bed.trust()
+    return either_bed
 
 
 def _accelerated(bed: Bed) -> Pair:
@@ -70,10 +65,10 @@ def _queue_up(pair: Pair, data: bytes, piece: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("piece", [1 << 10, 16 << 10, 64 << 10, 1 << 20])
-def test_sender_is_stopped_as_by_plain_tcp(either_bed: Bed, piece: int) -> None:
+def test_sender_is_stopped_as_by_plain_tcp(trusting: Bed, piece: int) -> None:
     data = some_bytes(16 << 20, 8)
-    _, plain_memory = _queue_up(_plain(either_bed), data, piece)
-    pair = _accelerated(either_bed)
+    _, plain_memory = _queue_up(_plain(trusting), data, piece)
+    pair = _accelerated(trusting)
     sent, memory = _queue_up(pair, data, piece)
 
     assert sent <= MOST_BYTES
@@ -83,31 +78,31 @@ def test_sender_is_stopped_as_by_plain_tcp(either_bed: Bed, piece: int) -> None:
     sending.join()
 
 
-def test_tiny_messages(either_bed: Bed) -> None:
+def test_tiny_messages(trusting: Bed) -> None:
     """Each redirected message costs a kilobyte, so they are counted, too."""
     data = some_bytes(TINY_MESSAGES, 9)
-    _, plain_memory = _queue_up(_plain(either_bed), data, 1)
-    pair = _accelerated(either_bed)
+    _, plain_memory = _queue_up(_plain(trusting), data, 1)
+    pair = _accelerated(trusting)
     sent, memory = _queue_up(pair, data, 1)
 
-    assert either_bed.redirected() == this_kernel().max_queued_messages
+    assert trusting.redirected() == this_kernel().max_queued_messages
     assert memory <= 2 * plain_memory + SLACK_BYTES
     sending = Side(lambda: write(pair[0], data[sent:]))
     assert read(pair[1], len(data)) == data
     sending.join()
 
 
-def test_small_buffer(either_bed: Bed) -> None:
+def test_small_buffer(trusting: Bed) -> None:
     """At most half of what the receiver allows; TCP behind it waits for no timeout."""
-    with either_bed.a.sidecar.socket() as listener:
+    with trusting.a.sidecar.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)  # doubled
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        client, server = either_bed.connect(either_bed.a.app, listener)
+        client, server = trusting.connect(trusting.a.app, listener)
     data = some_bytes(8 << 20, 11)
     sent = fill(client, data, 1000)
     assert sent < len(data)
-    assert 0 < either_bed.datapath.statistics().total.bytes_redirected <= 16_384
+    assert 0 < trusting.datapath.statistics().total.bytes_redirected <= 16_384
     sending = Side(lambda: write(client, data[sent:]))
     assert read(server, len(data)) == data
     sending.join()
