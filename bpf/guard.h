@@ -63,23 +63,26 @@ inline_ _Bool refuses(struct bpf_sock *sk, __u8 reason)
 
 /*
  * The kernel gives the option's handler its copy of the value, not the caller's memory.
- * Two kinds must get the latter, which a length of 0 says:
+ * Three kinds must get the latter, which a length of 0 says:
  *
  * - what is larger than the copy, a page: EFAULT otherwise, up to 6.4 (29ebbba7d461,
  *   "bpf: Don't EFAULT for {g,s}etsockopt with wrong optlen");
  * - netfilter's tables: bpfilter (5.10 to 6.7) takes them from the caller only, and the
- *   others read past the end of too small a copy (CVE-2024-35896).
+ *   others read past the end of too small a copy (CVE-2024-35896);
+ * - kTLS's keys, of sockets that are not enrolled: out of a copy, the kernel warns (7.2.13:
+ *   "memcpy: detected field-spanning write" in tls_setsockopt()).
  *
  * For all others nothing is set, as another program may have changed the copy.
  */
 inline_ void hand_back(struct bpf_sockopt *ctx)
 {
 	long room = ctx->optval_end - ctx->optval;
-	_Bool is_table = (ctx->level == SOL_IP && ctx->optname >= NETFILTER_OPTIONS) ||
-			 asks_for(ctx, SOL_IPV6, NETFILTER_OPTIONS) ||
-			 asks_for(ctx, SOL_IPV6, NETFILTER_OPTIONS + 1);
+	_Bool is_callers = (ctx->level == SOL_IP && ctx->optname >= NETFILTER_OPTIONS) ||
+			   asks_for(ctx, SOL_IPV6, NETFILTER_OPTIONS) ||
+			   asks_for(ctx, SOL_IPV6, NETFILTER_OPTIONS + 1) ||
+			   ctx->level == SOL_TLS;
 
-	if (ctx->optlen > room || (is_table && ctx->optlen > 0))
+	if (ctx->optlen > room || (is_callers && ctx->optlen > 0))
 		ctx->optlen = 0;
 }
 

@@ -192,6 +192,7 @@ struct bpf_iter__bpf_map_elem {
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define SOL_TCP 6
+#define SOL_TLS 282
 #define TCP_KEEPIDLE 4
 #define TCP_USER_TIMEOUT 18
 #define TCP_ULP 31

@@ -22,7 +22,7 @@ from tests.kernel.datapath.bed import (
 )
 from tests.patience import few
 
-pytestmark = [pytest.mark.kernel, pytest.mark.essential]
+pytestmark = pytest.mark.kernel
 
 MOST_BYTES = 8 << 20
 TINY_MESSAGES = few(300_000)
@@ -64,7 +64,10 @@ def _queue_up(pair: Pair, data: bytes, piece: int) -> tuple[int, int]:
     return sent, _memory_bytes() - before
 
 
-@pytest.mark.parametrize("piece", [1 << 10, 16 << 10, 64 << 10, 1 << 20])
+@pytest.mark.parametrize(
+    "piece",
+    [1 << 10, 16 << 10, pytest.param(64 << 10, marks=pytest.mark.essential), 1 << 20],
+)
 def test_sender_is_stopped_as_by_plain_tcp(trusting: Bed, piece: int) -> None:
     data = some_bytes(16 << 20, 8)
     _, plain_memory = _queue_up(_plain(trusting), data, piece)
@@ -78,6 +81,7 @@ def test_sender_is_stopped_as_by_plain_tcp(trusting: Bed, piece: int) -> None:
     sending.join()
 
 
+@pytest.mark.essential
 def test_tiny_messages(trusting: Bed) -> None:
     """Each redirected message costs a kilobyte, so they are counted, too."""
     data = some_bytes(TINY_MESSAGES, 9)
@@ -92,6 +96,7 @@ def test_tiny_messages(trusting: Bed) -> None:
     sending.join()
 
 
+@pytest.mark.essential
 def test_small_buffer(trusting: Bed) -> None:
     """At most half of what the receiver allows; TCP behind it waits for no timeout."""
     with trusting.a.sidecar.socket() as listener:
@@ -108,6 +113,7 @@ def test_small_buffer(trusting: Bed) -> None:
     sending.join()
 
 
+@pytest.mark.essential
 def test_blocking_sender_sleeps_and_goes_on(bed: Bed) -> None:
     bed.trust()
     client, server = bed.pair(bed.a.app, bed.a.sidecar, blocking=True)
