@@ -178,12 +178,15 @@ def test_ktls_works_on_the_next_connection(bed: Bed) -> None:
     with pytest.raises(PermissionError):
         _ask_ktls(first)
     client, server = bed.pair(bed.a.app, bed.a.sidecar)
-    try:
-        for sock, way in ((client, TLS_TX), (server, TLS_RX)):
+    for sock, way in ((client, TLS_TX), (server, TLS_RX)):
+        try:
             _ask_ktls(sock)
+        except FileNotFoundError:
+            pytest.skip("this kernel has no kTLS")
+        try:
             sock.setsockopt(SOL_TLS, way, TLS_1_2_AES_GCM_128)
-    except FileNotFoundError:
-        pytest.skip("this kernel has no kTLS")
+        except FileNotFoundError:
+            pytest.skip("this kernel has no AES-GCM for kTLS")
     client.send(b"secret")
     assert read(server, 6) == b"secret"
 

@@ -36,15 +36,7 @@ def test_reader_that_faults_stalls_no_sidecar(bed: Bed, fault: Fault) -> None:
     sidecar.send(b"one ")
     assert bed.redirected(Hop.SIDECAR_APP) == 1
 
-    reading = Side(lambda: _receive(app, fault))
-    fault.wait(PATIENCE_SECONDS)
-    sending = Side(lambda: _send(sidecar, b"two "))
-    ended_first = _ended(sending)
-    fault.resolve()
-    reading.join()
-    sending.join()
-
-    assert ended_first
+    assert _ends_first(fault, lambda: _receive(app, fault), lambda: _send(sidecar, b"two "))
     assert fault.page[:4] == b"one "
     assert read(app, 4) == b"two "
     assert bed.tcp_reasons() == {"peer_busy": 1}
@@ -55,15 +47,7 @@ def test_writer_that_faults_stalls_no_sidecar(bed: Bed, fault: Fault) -> None:
     bed.trust()
     sidecar, app = bed.pair(bed.a.sidecar, bed.a.app)
 
-    answering = Side(lambda: _send(app, fault.page))
-    fault.wait(PATIENCE_SECONDS)
-    sending = Side(lambda: _send(sidecar, b"request"))
-    ended_first = _ended(sending)
-    fault.resolve()
-    answering.join()
-    sending.join()
-
-    assert ended_first
+    assert _ends_first(fault, lambda: _send(app, fault.page), lambda: _send(sidecar, b"request"))
     assert read(app, 7) == b"request"
     assert read(sidecar, len(fault.page)) == bytes(len(fault.page))
     assert bed.tcp_reasons() == {"peer_busy": 1}
@@ -74,14 +58,7 @@ def test_sidecar_that_faults_stalls_no_app(bed: Bed, fault: Fault) -> None:
     """The other way: a sidecar that is held up in its own buffer."""
     bed.mesh(bed.a, enrol_apps=True)
     app, sidecar = bed.pair(bed.a.app, bed.a.sidecar)
-    answering = Side(lambda: _send(sidecar, fault.page))
-    fault.wait(PATIENCE_SECONDS)
-    sending = Side(lambda: _send(app, b"request"))
-    ended_first = _ended(sending)
-    fault.resolve()
-    answering.join()
-    sending.join()
-    assert ended_first
+    assert _ends_first(fault, lambda: _send(sidecar, fault.page), lambda: _send(app, b"request"))
     assert read(sidecar, 7) == b"request"
     assert read(app, len(fault.page)) == bytes(len(fault.page))
     _redirects_again(bed, lambda: exchange(app, sidecar), Hop.APP_SIDECAR)
@@ -122,14 +99,7 @@ def test_blocking_app_stays_with_tcp(bed: Bed, fault: Fault) -> None:
     sidecar, app = bed.pair(bed.a.sidecar, bed.a.app)
     app.setblocking(True)
     sidecar.send(b"one ")
-    reading = Side(lambda: _receive(app, fault))
-    fault.wait(PATIENCE_SECONDS)
-    sending = Side(lambda: _send(sidecar, b"two "))
-    ended_first = _ended(sending)
-    fault.resolve()
-    reading.join()
-    sending.join()
-    assert ended_first
+    assert _ends_first(fault, lambda: _receive(app, fault), lambda: _send(sidecar, b"two "))
     assert read(app, 4) == b"two "
     for _ in range(3):
         exchange(sidecar, app)
@@ -143,6 +113,18 @@ def _receive(sock: socket.socket, fault: Fault) -> None:
 
 def _send(sock: socket.socket, data: bytes | mmap.mmap) -> None:
     sock.send(data)
+
+
+def _ends_first(fault: Fault, hold: Callable[[], None], send: Callable[[], None]) -> bool:
+    """Whether `send` ends while `hold` is still held up by the fault."""
+    holding = Side(hold)
+    fault.wait(PATIENCE_SECONDS)
+    sending = Side(send)
+    ended_first = _ended(sending)
+    fault.resolve()
+    holding.join()
+    sending.join()
+    return ended_first
 
 
 def _ended(side: Side) -> bool:
