@@ -186,16 +186,26 @@ struct connection {
 	__u8 _pad;
 };
 
-/* What an end is doing now, beside its record: see accel_list. */
+/* What an end is doing now, beside its record: see accel_look. */
 struct live_end {
 	__u32 tcp_state;	/* TCP_*; 0: the socket is gone */
 	__u32 queued_bytes;	/* received and not read, as far as the kernel charges it */
 };
 
-/* One item of the connection list. */
+/*
+ * One item of the connection list.  accel_look is given LISTINGS_AT_ONCE of them or fewer,
+ * after an Ethernet header of zeros and two bytes, with only their keys set.  More would
+ * not fit the packet that every architecture's bpf_prog_test_run_skb() has room for: a page
+ * of 4096 bytes, less headroom and struct skb_shared_info, 3328 bytes on s390x.
+ */
+enum {
+	LISTINGS_START = 16,
+	LISTINGS_AT_ONCE = 11,
+};
+
 struct listing {
 	struct connection_key key;
-	struct connection connection;
+	struct connection connection;	/* established_ns 0: it is gone */
 	struct live_end live[ENDS];
 };
 

@@ -162,18 +162,6 @@ struct sk_msg {
 	struct sock *sk_redir;
 };
 
-struct seq_file;
-
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	void *key;
-	void *value;
-};
-
 #pragma clang attribute pop
 
 /* include/net/tcp_states.h */

@@ -10,9 +10,10 @@ import errno
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -34,6 +35,8 @@ from accel.core.plan import (
 )
 from accel.datapath.generation import Generation
 from accel.datapath.layout import (
+    LISTINGS_AT_ONCE,
+    LISTINGS_START,
     AddressBytes,
     Connection,
     ConnectionKey,
@@ -102,20 +105,20 @@ class Datapath(Closing):
     """
 
     def __init__(
-        self, generation: Generation, maps: Mapping[str, Map[bytes, bytes]], lister: bpf.Program
+        self, generation: Generation, maps: Mapping[str, Map[bytes, bytes]], looker: bpf.Program
     ) -> None:
-        """Takes over `maps` (every map of the object by name) and `lister` (accel_list)."""
+        """Takes over `maps` (every map of the object by name) and `looker` (accel_look)."""
         btf = generation.spec.btf
         if btf is None:
             raise bpf.ObjectError(f"{generation.spec.name} was built without BTF")
         self.generation = generation
         self._btf = btf
-        self._lister = lister
+        self._looker = looker
         self._resources = ExitStack()
-        self._resources.callback(lister.close)
+        self._resources.callback(looker.close)
         for owned in maps.values():
             self._resources.callback(owned.close)
-        self._connections_map = maps["connections"]
+        self._connection_keys = maps["connections"]
         self._pods: Map[int, PodValue] = maps["pods"].typed(btf, value_record=PodValue)
         self._containers: Map[int, ContainerValue] = maps["containers"].typed(
             btf, value_record=ContainerValue
@@ -271,10 +274,21 @@ class Datapath(Closing):
 
     def connections(self) -> tuple[Listing, ...]:
         """Every connection with an end in a meshed pod, and what its sockets do now."""
-        with bpf.attach_iter(self._lister, self._connections_map) as link:
-            data = b"".join(bpf.read_iter(link))
+        keys = iter(list(self._connection_keys.keys()))
+        found: list[Listing] = []
+        while some := list(islice(keys, LISTINGS_AT_ONCE)):
+            found += self._look(some)
+        return tuple(found)
+
+    def _look(self, keys: Sequence[bytes]) -> Iterator[Listing]:
+        """Those of a few connections; see accel_look."""
         size = self._listing.size
-        return tuple(self._listing.unpack(data[at : at + size]) for at in range(0, len(data), size))
+        items = b"".join(key.ljust(size, b"\0") for key in keys)
+        packet = self._looker.run(bytes(LISTINGS_START) + items).data
+        for number in range(len(keys)):
+            listing = self._listing.unpack(packet[LISTINGS_START + number * size :][:size])
+            if listing.connection.established_ns:
+                yield listing
 
     def count_accepted(self) -> int:
         """How many connections are accelerated, or may be again."""

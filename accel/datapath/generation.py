@@ -2,7 +2,7 @@
 
     <bpffs>/<object>-<connections>/     e.g. /sys/fs/bpf/accel/1f0c9a73b2d4-65536/
         <map>  for every map            .data is pinned as "data": bpffs reserves dots
-        accel_sockops, accel_redirect, accel_pass, accel_guard, accel_list
+        accel_sockops, accel_redirect, accel_pass, accel_guard, accel_look
         guard                           accel_guard on the cgroup of link
         link                            sock_ops on its cgroup; what makes the rest work
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from accel import bpf
 from accel.datapath.errors import DatapathError, NotRunning
 
-PROGRAMS = ("accel_sockops", "accel_redirect", "accel_pass", "accel_guard", "accel_list")
+PROGRAMS = ("accel_sockops", "accel_redirect", "accel_pass", "accel_guard", "accel_look")
 LINK = "link"
 GUARD = "guard"
 

@@ -13,6 +13,11 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 
+# Of a packet for accel_look, in bytes and struct listings.
+LISTINGS_START = 16
+LISTINGS_AT_ONCE = 11
+
+
 class Hop(IntEnum):
     """Which of a request's three connections; HOP_* in accel.h."""
 

@@ -108,8 +108,8 @@ def open_generation(generation: Generation) -> Datapath:
             )
             for name, map_spec in spec.maps.items()
         }
-        lister = opened.enter_context(Program.from_pin(generation.program("accel_list")))
-        datapath = Datapath(generation, maps, lister)
+        looker = opened.enter_context(Program.from_pin(generation.program("accel_look")))
+        datapath = Datapath(generation, maps, looker)
         opened.pop_all()
         return datapath
 

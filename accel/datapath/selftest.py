@@ -161,7 +161,7 @@ class _Bench:
             for hook in ("accel_guard", "accel_sockops"):
                 stack.enter_context(bpf.attach_cgroup(loaded.programs[hook], cgroup))
             self.datapath = stack.enter_context(
-                Datapath(generation, loaded.maps, loaded.programs["accel_list"])
+                Datapath(generation, loaded.maps, loaded.programs["accel_look"])
             )
             self._declare_pod()
             self._stack = stack.pop_all()

@@ -384,7 +384,7 @@ def attached(
             for hook in ("accel_guard", "accel_sockops")
         ]
         datapath = stack.enter_context(
-            Datapath(generation, loaded.maps, loaded.programs["accel_list"])
+            Datapath(generation, loaded.maps, loaded.programs["accel_look"])
         )
         bed = over(network, datapath, loaded.maps)
         for pod in (network.a, network.b):
