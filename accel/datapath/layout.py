@@ -12,7 +12,6 @@ from enum import IntEnum, IntFlag
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-
 # Of a packet for accel_look, in bytes and struct listings.
 LISTINGS_START = 16
 LISTINGS_AT_ONCE = 11

@@ -119,7 +119,7 @@ def tell(
         scenes.append(scene)
         return until_unlike is None or scene == until_unlike[len(scenes) - 1]
 
-    theatre.tell(story, mode.proxies, going_on)
+    theatre.tell(story, mode.proxies, going_on, until_unlike or ())
     return scenes
 
 
