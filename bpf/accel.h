@@ -158,6 +158,12 @@ struct end {
 	__u8 _pad[2];
 };
 
+enum {
+	MEMORY_PLENTY,
+	MEMORY_SCARCE,
+	MEMORY_LACKS,
+};
+
 /* What one end sends.  Written by that end only, under its socket lock. */
 struct direction {
 	__u64 messages_redirected;
@@ -171,8 +177,8 @@ struct direction {
 	__u8 policy;		/* REASON_* against redirecting at all, or none */
 	__u8 reason;		/* REASON_* the last message went by TCP, or none */
 	__u8 from_untrusted;	/* the sender is an app that is not trusted; as of `epoch` */
-	__u8 lacks_memory;	/* the receiver could not be charged much more */
-	__u32 memory_asked;	/* when `lacks_memory` was found out, in jiffies */
+	__u8 memory;		/* MEMORY_*: what the receiver could be charged */
+	__u32 memory_asked;	/* when `memory` was found out, in jiffies */
 };
 
 struct connection {

@@ -117,22 +117,29 @@ inline_ __u8 queue_reason(struct direction *d, const struct end *receiver, __u32
 
 #define PAGE_SHIFT 12			/* or more: then we ask for too much, no harm */
 #define CGROUP_LEVELS 8
-/* A CPU takes 64 pages at once (MEMCG_CHARGE_BATCH); the rest is for a jiffy's messages. */
-#define SPARE_PAGES 256
+/*
+ * Left alone, 4 MB: 64 pages that a CPU takes at once (MEMCG_CHARGE_BATCH), and a message of
+ * 64 KB from each of 60 CPUs that ask in the same moment.
+ */
+#define SPARE_PAGES 1024
+/* So much more, 32 MB, is more than a jiffy's messages of whoever asked before take. */
+#define PLENTY_PAGES 8192
 
-/* Has the receiver's memory cgroup, or one above it, less left than this? */
-inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
+/* What the receiver's memory cgroup, and each above it, has left for `pages` more. */
+inline_ __u8 memory_of_cgroup(const struct end *receiver, __s64 pages)
 {
+	__u8 memory = MEMORY_PLENTY;
 	struct page_counter *counter;
 	struct mem_cgroup *memcg;
 	_Bool v1 = 0;
+	__s64 left;
 	int level;
 
 	if (!bpf_core_field_exists(struct sock, sk_memcg))
-		return 0;
+		return memory;
 	memcg = peer_sock(receiver, sk_memcg);
 	if (!memcg)
-		return 0;
+		return memory;
 	if (bpf_core_field_exists(memcg->tcpmem_active))
 		v1 = BPF_CORE_READ(memcg, tcpmem_active);
 	counter = __builtin_preserve_access_index(&memcg->memory);
@@ -140,14 +147,16 @@ inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
 		counter = __builtin_preserve_access_index(&memcg->tcpmem);
 #pragma unroll
 	for (level = 0; level < CGROUP_LEVELS; level++) {
-		if (BPF_CORE_READ(counter, usage.counter) + pages >
-		    (__s64)BPF_CORE_READ(counter, max))
-			return 1;
+		left = BPF_CORE_READ(counter, max) - BPF_CORE_READ(counter, usage.counter) - pages;
+		if (left < SPARE_PAGES)
+			return MEMORY_LACKS;
+		if (left < SPARE_PAGES + PLENTY_PAGES)
+			memory = MEMORY_SCARCE;
 		counter = BPF_CORE_READ(counter, parent);
 		if (!counter)
 			break;
 	}
-	return 0;
+	return memory;
 }
 
 /*
@@ -155,8 +164,8 @@ inline_ _Bool cgroup_lacks(const struct end *receiver, __s64 pages)
  * TCP drops the segment and makes the sender wait.  It also charges as the sender's
  * process, so a cgroup at its limit would be reclaimed, even killed in, on its behalf.
  *
- * Asked once a jiffy, for it costs two reads for each level of cgroups: so many bytes as
- * fit the receiver's buffer may pass in between.
+ * Asked once a jiffy while there is plenty, for it costs two reads for each level of cgroups;
+ * for each message where it is scarce, or many senders' messages of one jiffy could overrun it.
  */
 inline_ _Bool lacks_memory(struct direction *d, struct tcp_sock *tp, const struct end *receiver,
 			   __u32 size)
@@ -165,12 +174,12 @@ inline_ _Bool lacks_memory(struct direction *d, struct tcp_sock *tp, const struc
 	__u32 now = bpf_jiffies64();
 	unsigned long pressed = 0;
 
-	if (d->memory_asked == now)
-		return d->lacks_memory;
+	if (d->memory_asked == now && d->memory != MEMORY_SCARCE)
+		return d->memory == MEMORY_LACKS;
 	bpf_probe_read_kernel(&pressed, sizeof(pressed), pressure);
-	d->lacks_memory = pressed || cgroup_lacks(receiver, (size >> PAGE_SHIFT) + SPARE_PAGES);
+	d->memory = pressed ? MEMORY_LACKS : memory_of_cgroup(receiver, size >> PAGE_SHIFT);
 	d->memory_asked = now;
-	return d->lacks_memory;
+	return d->memory == MEMORY_LACKS;
 }
 
 /*

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-apps",
         action="store_true",
-        help="redirect into the applications too: by force, as the demo knows its own",
+        help="redirect into the applications too, where this kernel bears it",
+    )
+    parser.add_argument(
+        "--force-trust",
+        action="store_true",
+        help="with --trust-apps: also on a kernel that would mislead them (`accel check` tells)",
     )
     parser.add_argument(
         "--connections", type=_positive, default=16, metavar="N", help="of the load client (16)"
@@ -38,6 +43,7 @@ def demo(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         round_seconds=arguments.seconds,
         trust_apps=arguments.trust_apps,
+        force_trust=arguments.force_trust,
     )
     report = _run(options)
     if arguments.json:

@@ -140,7 +140,7 @@ class Direction(NamedTuple):
     policy: int
     reason: int
     from_untrusted: int
-    lacks_memory: int
+    memory: int
     memory_asked: int
 
 

@@ -138,7 +138,7 @@ class Agent:
 
 @contextlib.contextmanager
 def agent_started(
-    directory: Path, cgroup: Path, pods: Collection[int], *, trust_apps: bool
+    directory: Path, cgroup: Path, pods: Collection[int], *, trust_apps: bool, force_trust: bool
 ) -> Iterator[Agent]:
     """Run an agent for one cgroup, until it has these pods, and for as long as the context.
 
@@ -146,14 +146,16 @@ def agent_started(
         directory: Empty; takes the agent's bpf file system and its run directory.
         cgroup: Sockets of this cgroup v2 directory and those below it are its business.
         pods: Inode numbers of the network namespaces it has to find.
-        trust_apps: Redirect into applications too, whatever the kernel's era.
+        trust_apps: Redirect into applications too, where this kernel bears it.
+        force_trust: And where it does not.
 
     Raises:
         Idle: It found the machine unfit.
         TestbedError: It ended, or did not find the pods; with its last words.
     """
     agent = Agent(directory / BPFFS, directory / "run")
-    trust = ("--trust-apps", "--force-trust") if trust_apps else ()
+    asked = {"--trust-apps": trust_apps, "--force-trust": force_trust}
+    trust = [flag for flag, given in asked.items() if given]
     argv = (*ACCEL, "run", "--source", "processes", "--cgroup", str(cgroup), *trust)
     agent.run_dir.mkdir(mode=0o700)
     with (

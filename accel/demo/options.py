@@ -20,8 +20,10 @@ class DemoOptions:
     """Length of one measurement; whole seconds, as wrk wants them."""
 
     trust_apps: bool = False
-    """Redirect into the applications as well, forced on kernels where an application would
-    have to earn it: the demonstration knows its own two, wrk and nginx."""
+    """Redirect into the applications as well, wrk and nginx, where this kernel bears it."""
+
+    force_trust: bool = False
+    """And where it does not: nginx then hangs on some requests."""
 
     concurrency: int = 1
     """Worker threads of each Envoy.  Istio's default is two; with two pods, a client and a

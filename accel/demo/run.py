@@ -80,6 +80,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoReport:
                 root / "accelerated",
                 [pod.netns.inode for pod in accelerated.pods],
                 trust_apps=options.trust_apps,
+                force_trust=options.force_trust,
             )
         )
         return _compare(plain, accelerated, agent, options, progress)

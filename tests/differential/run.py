@@ -166,6 +166,10 @@ def main() -> int:
                 _print(tally)
     if asked.json:
         print(json.dumps(msgspec.to_builtins(tallies), indent=2))
+    else:
+        wrong = sum(len(tally.complaints) for tally in tallies)
+        told = sum(tally.told for tally in tallies)
+        print(f"{told - wrong} passed, {wrong} failed")  # as build/vm/matrix counts
     return 1 if any(tally.complaints for tally in tallies) else 0
 
 

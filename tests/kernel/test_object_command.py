@@ -46,7 +46,7 @@ def below(directory: Path) -> set[str]:
 def test_verified_and_let_go_again(loading_object: Path, capsys: Capture) -> None:
     facts = loaded(capsys, loading_object)
     assert (facts["name"], facts["pinned"]) == ("loading", False)
-    assert [program["name"] for program in facts["programs"]] == ["track", "pass", "list"]
+    assert [program["name"] for program in facts["programs"]] == ["track", "pass"]
     track = facts["programs"][0]
     assert (track["type"], track["pin"]) == ("SOCK_OPS", None)
     assert len(track["tag"]) == 16

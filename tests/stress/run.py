@@ -297,6 +297,8 @@ def _print(report: dict[str, Any]) -> None:
         print("PROBLEM", problem)
     if report["faults"]:
         print(json.dumps(report["faults"], indent=1, default=str))
+    right = sum(connections.values()) - connections[Sentence.FAULT.value]
+    print(f"{right} passed, {len(report['problems'])} failed")  # as build/vm/matrix counts
 
 
 if __name__ == "__main__":

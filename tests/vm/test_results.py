@@ -104,3 +104,15 @@ def test_a_step_that_failed_is_told(support: ModuleType, matrix: ModuleType) -> 
     row["steps"] = {"tests": {"ok": False, "passed": 1200}, "stress": {"ok": True}}
     assert "| 1,200 passed (not ok) | run |" in support.table([row])
     assert not matrix._passed(row)
+
+
+def test_steps_run_one_by_one_are_kept(
+    support: ModuleType, matrix: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same release; another one has yet to show it all."""
+    before = _row(matrix, [_answer(*HOPS)] * 3) | {"steps": {"essential": {"ok": True}}}
+    monkeypatch.setattr(support, "read_results", lambda: [before])
+    monkeypatch.setattr(matrix, "support", support)
+    now = before | {"steps": {"stress": {"ok": True}}}
+    assert [*matrix._merged([now])[0]["steps"]] == ["essential", "stress"]
+    assert [*matrix._merged([now | {"release": "5.10.999"}])[0]["steps"]] == ["stress"]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kernel
 IN_GUEST = Path("/guest/command").exists()  # of build/vm/run
 V1_MEMORY = Path("/sys/fs/cgroup/memory")
 TCP_MEM = Path("/proc/sys/net/ipv4/tcp_mem")
-SPARE_BYTES = 2 << 20
+SPARE_BYTES = 5 << 20  # of which the programs leave 4 MB alone
 PIECE = 16_384
 A_JIFFY_SECONDS = 0.02  # 0.01 at most, by CONFIG_HZ
 
@@ -129,6 +129,27 @@ def test_full_memory_cgroup_of_the_receiver(trusting: Bed, confined: Confined) -
     confined.allow(1 << 30)
     for (client, _), count in zip(pairs, sent, strict=True):
         assert read(client, count) == data[:count]
+
+
+def test_many_send_at_once_into_a_nearly_full_cgroup(trusting: Bed, confined: Confined) -> None:
+    """Each asks, and is told that there is room, before any of them uses it up."""
+    bed = trusting
+    data = some_bytes(4 * PIECE, 72)
+    with bed.a.app.listen() as listener:
+        pairs = [bed.connect(confined.actor, listener) for _ in range(200)]
+    for client, server in pairs:
+        exchange(client, server)
+    confined.allow(SPARE_BYTES)
+    time.sleep(A_JIFFY_SECONDS)
+    for _, server in pairs:
+        assert server.send(b"!") == 1
+    sent = [fill(server, data, PIECE) for _, server in pairs]  # ENOMEM would be raised
+
+    assert bed.tcp_reasons()["no_memory"] > 0
+    assert (confined.count("oom"), confined.count("oom_kill")) == (0, 0)
+    confined.allow(1 << 30)
+    for (client, _), count in zip(pairs, sent, strict=True):
+        assert read(client, 1 + count) == b"!" + data[:count]
 
 
 @pytest.mark.skipif(not IN_GUEST, reason="starves the whole node: in build/vm/run only")
