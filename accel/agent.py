@@ -10,25 +10,24 @@ import contextlib
 import logging
 import os
 import signal
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
 import msgspec
 
-import accel
 from accel import state
 from accel.broadcast import Broadcaster, now
 from accel.core.meshes import KNOWN
-from accel.core.plan import Pods, Policy, Want, fold, plan, pod_notes, want
-from accel.core.strategy import strategy
+from accel.core.plan import Pods, Policy
 from accel.datapath.connections import describe_event
 from accel.datapath.datapath import Datapath
 from accel.datapath.fitness import Fitness, examine
 from accel.datapath.generation import reserved
 from accel.datapath.loading import Constants, start
 from accel.errors import AccelError
+from accel.following import Following
+from accel.keeper import About, Keeper
 from accel.linux import cgroup as cgroups
 from accel.settings import Settings, SourceName
 from accel.sources.base import Source
@@ -76,7 +75,8 @@ async def _fit(settings: Settings) -> Fitness:
         fitness = await anyio.to_thread.run_sync(examine, settings.bpffs, settings.cgroup)
         if fitness.usable:
             return fitness
-        _Report(settings, fitness, settings.cgroup).write(idle_reasons=fitness.reasons)
+        idle = _about(settings, fitness, settings.cgroup).base(usable=False)
+        state.write(settings.run_dir, msgspec.structs.replace(idle, idle_reasons=fitness.reasons))
         if fitness.broken:
             worst = fitness.broken[0]
             raise CannotStart(f"{worst.name}: {worst.detail}", remedy=worst.remedy)
@@ -115,12 +115,14 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
         )
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
         broadcaster = Broadcaster()
-        report = _Report(settings, fitness, shown)
-        keeper = Keeper(datapath, policy_of(settings, fitness), report, broadcaster)
+        keeper = Keeper(datapath, _about(settings, fitness, shown), broadcaster)
+        within = partial(_below, cgroup) if cgroup != mount.point else _all
+        following = Following((source,), (), keeper, within)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(broadcaster.serve, settings.run_dir)
             tasks.start_soon(_tell_connections, keeper)
-            tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
+            tasks.start_soon(keeper.tell_people)
+            tasks.start_soon(following.run)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
 
 
@@ -138,11 +140,8 @@ def _source(settings: Settings, mount: cgroups.Mount) -> Source:
     )
 
 
-async def _follow(source: Source, keeper: Keeper, scope: Path | None) -> None:
-    async with contextlib.aclosing(source.events()) as events:
-        async for event in events:
-            pods = fold(keeper.pods, event)
-            keeper.take(pods if scope is None else _below(scope, pods))
+def _all(pods: Pods) -> Pods:
+    return pods
 
 
 def _below(cgroup: Path, pods: Pods) -> Pods:
@@ -204,93 +203,11 @@ def policy_of(settings: Settings, fitness: Fitness) -> Policy:
     )
 
 
-@dataclass(slots=True)
-class Keeper:
-    """Keeps the maps in step with the pods: nothing awaited, microseconds a change."""
-
-    datapath: Datapath
-    policy: Policy
-    report: _Report
-    broadcaster: Broadcaster
-    pods: Pods = field(default_factory=dict)
-    _told: bool = False
-
-    def take(self, pods: Pods) -> None:
-        """These are the pods now."""
-        wanted = want(pods, self.policy)
-        actions = plan(self.datapath.have(), wanted)
-        problems = self.datapath.apply(actions) if actions else ()
-        for problem in problems:
-            log.error("the kernel refused: %s", problem)
-        if actions or pods != self.pods or not self._told:
-            _log_changes(self.pods, pods)
-            self.pods = pods
-            states = _pod_states(pods, wanted, self.policy)
-            self.report.write(pods=states, problems=problems)
-            self.broadcaster.take(states)
-            self._told = True
-
-
-def _log_changes(before: Pods, after: Pods) -> None:
-    """Only meshed pods: of the others there may be a hundred, and nothing is done to them."""
-    was, now = _meshed(before), _meshed(after)
-    for key in now.keys() - was.keys():
-        log.info("pod %s: %s proxy seen", now[key].name, now[key].profile)
-    for key in was.keys() - now.keys():
-        log.info("pod %s: no proxy any more", was[key].name)
-
-
-def _meshed(pods: Pods) -> Pods:
-    return {key: pod for key, pod in pods.items() if pod.profile}
-
-
-def _pod_states(pods: Pods, wanted: Want, policy: Policy) -> tuple[state.PodState, ...]:
-    notes = pod_notes(pods, policy)
-    return tuple(
-        state.PodState(
-            name=pod.name,
-            netns=pod.netns,
-            profile=pod.profile,
-            accelerated=pod.netns in wanted.pods,
-            trust_apps=pod.netns in wanted.pods and wanted.pods[pod.netns].trust_apps,
-            containers=tuple(
-                state.ContainerState(c.cgroup_id, c.role.name.lower(), c.name)
-                for c in sorted(pod.containers)
-            ),
-            addresses=tuple(sorted(map(str, pod.addresses))),
-            notes=notes[key],
-        )
-        for key, pod in sorted(pods.items(), key=lambda item: item[1].name)
+def _about(settings: Settings, fitness: Fitness, cgroup: Path | None) -> About:
+    return About(
+        run_dir=settings.run_dir,
+        source=", ".join(settings.source),
+        cgroup=cgroup,
+        policy=policy_of(settings, fitness),
+        era=fitness.era,
     )
-
-
-class _Report:
-    """Writes the state file; what never changes is given once."""
-
-    def __init__(self, settings: Settings, fitness: Fitness, cgroup: Path | None) -> None:
-        paths = strategy(policy_of(settings, fitness), fitness.era) if fitness.usable else {}
-        self._run_dir = settings.run_dir
-        self._base = state.AgentState(
-            pid=os.getpid(),
-            version=accel.__version__,
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=", ".join(settings.source),
-            cgroup=str(cgroup) if cgroup else None,
-            era=fitness.era.value,
-            strategy={
-                hop: {w: state.PathState(p.accelerated, p.reason) for w, p in ways.items()}
-                for hop, ways in paths.items()
-            },
-        )
-
-    def write(
-        self,
-        *,
-        pods: tuple[state.PodState, ...] = (),
-        problems: tuple[str, ...] = (),
-        idle_reasons: tuple[str, ...] = (),
-    ) -> None:
-        changed = msgspec.structs.replace(
-            self._base, pods=pods, problems=problems, idle_reasons=idle_reasons
-        )
-        state.write(self._run_dir, changed)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from accel import agent, state
@@ -80,16 +81,10 @@ def test_what_keeps_it_from_starting_is_in_its_status(
 def test_health_of_an_idle_agent(
     settings: Settings, pid: int | None, pinned: bool, health: str
 ) -> None:
-    agent._Report(settings, UNFIT, None).write(idle_reasons=UNFIT.reasons)
-    told = state.read(settings.run_dir)
-    assert told is not None
+    told = agent._about(settings, UNFIT, None).base(usable=False)
     datapath: Any = SimpleNamespace(enabled=True) if pinned else None
-    ours = state.AgentState(**{**_fields(told), "pid": 7})
+    ours = msgspec.structs.replace(told, idle_reasons=UNFIT.reasons, pid=7)
     assert status._health(ours, pid, datapath) == health
-
-
-def _fields(told: state.AgentState) -> dict[str, Any]:
-    return {name: getattr(told, name) for name in told.__struct_fields__}
 
 
 def test_a_self_test_that_does_not_end_is_a_reason(
