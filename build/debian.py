@@ -6,6 +6,7 @@ proxy settings are the system's.  Of the installed one the system's own lists ar
 security updates included.
 """
 
+import hashlib
 import os
 import re
 import subprocess
@@ -83,9 +84,9 @@ class EmptySystem:
         Args:
             home: Where apt keeps its files, and archives from one run to the next.
         """
-        self.archives = home / "archives"
+        self._archives = home / "archives"
         self._nowhere = home / "none"
-        for folder in (self.archives, self._nowhere):
+        for folder in (self._archives, self._nowhere):
             (folder / "partial").mkdir(parents=True, exist_ok=True)
         nothing = home / "status"
         nothing.touch()
@@ -108,13 +109,20 @@ class EmptySystem:
             for file, sha256 in re.findall(r"^'\S+' (\S+) \d+ SHA256:(\w+)$", planned, re.MULTILINE)
         )
 
-    def fetch(self, *packages: str) -> None:
-        """Have all of needs() in `archives`, each checked against the signed lists.
+    def fetch(self, *packages: str) -> tuple[Path, ...]:
+        """Have all of needs() here, each as the signed lists say; where they are then.
 
         Raises:
             Unavailable: The mirror does not have them any more, or cannot be reached.
         """
-        self._apt("--download-only", *packages)
+        needed = self.needs(*packages)
+        if not all(self._has(archive) for archive in needed):
+            self._apt("--download-only", *packages)
+        return tuple(self._archives / archive.file for archive in needed)
+
+    def _has(self, archive: Archive) -> bool:
+        path = self._archives / archive.file
+        return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
 
     def _apt(self, *arguments: str) -> str:
         try:
