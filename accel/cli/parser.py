@@ -62,6 +62,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     sub = verb("status", status.status, "show the agent's health, its pods and the totals")
     _settings(sub)
+    sub.add_argument(
+        "--ready",
+        action="store_true",
+        help="for probes: exit code 0 also when it idles on an unfit kernel, or is paused",
+    )
     _json(sub)
 
     sub = verb(

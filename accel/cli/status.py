@@ -23,7 +23,7 @@ _IDLE_GOES_ON = "agent idle, acceleration goes on"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Exit code 0 when the agent runs and accelerates, 1 otherwise."""
+    """Exit code 0 when the agent runs and accelerates, 1 otherwise; see _is_ready() for --ready."""
     settings = instance.settings(arguments)
     agent = state.read(settings.run_dir)
     pid = state.agent_pid(settings.run_dir)
@@ -34,9 +34,12 @@ def status(arguments: argparse.Namespace) -> int:
         facts = _facts(agent, pid, None)
     if arguments.json:
         output.as_json(facts)
+    elif arguments.ready:
+        output.line(facts["health"])
     else:
         _print(facts, agent)
-    return 0 if facts["health"] == "accelerating" else 1
+    good = _is_ready(facts) if arguments.ready else facts["health"] == "accelerating"
+    return 0 if good else 1
 
 
 def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath | None) -> str:
@@ -53,6 +56,12 @@ def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath 
     if pid is None:
         return _GOES_ON
     return _IDLE_GOES_ON if idle else "accelerating"
+
+
+def _is_ready(facts: dict[str, Any]) -> bool:
+    """Whether the agent has done what this node allows.  An unfit kernel and a pause are no
+    fault of the agent: to start it again would change nothing."""
+    return bool(facts["agent"]["running"]) and facts["health"] != "starting"
 
 
 def _facts(
