@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import accel
-from accel.cli import check, connections, demo, events, run, status, switch, verify
+from accel.cli import check, connections, demo, events, pods, run, status, switch, verify
 from accel.cli import object as bpf_object
 
 _DESCRIPTION = """\
@@ -74,6 +74,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     _settings(sub)
     _pod(sub)
+    _json(sub)
+
+    sub = verb(
+        "pods", pods.pods, "list the pods of this node: mesh, role of each container, why not"
+    )
+    _settings(sub)
     _json(sub)
 
     sub = verb("events", events.events, "print pods, and what happens to them, as lines of JSON")

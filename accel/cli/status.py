@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from rich.text import Text
 
 from accel import state
-from accel.cli import instance, output, reasons
+from accel.cli import instance, output, pods, reasons
 from accel.cli.check import print_strategy
 from accel.datapath.datapath import Datapath, Statistics
 from accel.datapath.errors import NotRunning
@@ -81,24 +80,12 @@ def _facts(
         "idle_reasons": agent.idle_reasons if agent else (),
         "problems": agent.problems if agent else (),
         "strategy": agent.strategy if agent else {},
-        "pods": _pods(agent, datapath),
+        "pods": pods.describe(agent, datapath),
+        "sources": msgspec.to_builtins(agent.sources) if agent else {},
     }
     if datapath is not None:
         facts |= _numbers(datapath.statistics())
     return facts
-
-
-def _pods(agent: state.AgentState | None, datapath: Datapath | None) -> list[dict[str, Any]]:
-    """As the agent last wrote; without a data path nothing is accelerated."""
-    paused = datapath.paused_pods if datapath else frozenset()
-    return [
-        msgspec.to_builtins(pod)
-        | {
-            "accelerated": pod.accelerated and datapath is not None,
-            "paused": pod.netns in paused,
-        }
-        for pod in (agent.pods if agent else ())
-    ]
 
 
 def _numbers(statistics: Statistics) -> dict[str, Any]:
@@ -127,9 +114,11 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
             "health": output.styled(*_health_line(facts["health"])),
             "agent": _agent_line(facts["agent"]),
             "FIONREAD era": facts["era"],
+            "sources": ", ".join(map(_source, facts["sources"].items())) or "-",
         }
     )
-    for reason in (*facts["idle_reasons"], *facts["problems"]):
+    errors = [f"{name}: {it['error']}" for name, it in facts["sources"].items() if it["error"]]
+    for reason in (*facts["idle_reasons"], *facts["problems"], *errors):
         output.line(output.styled(f"  {reason}", "warn"))
     if facts["idle_reasons"] and "totals" not in facts:
         output.note(
@@ -150,6 +139,14 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
         output.line("pods: unknown, as no agent has written its state to this --run-dir")
     else:
         _print_pods(facts)
+
+
+def _source(source: tuple[str, dict[str, Any]]) -> str:
+    name, facts = source
+    words = [] if facts["listed"] else ["has not listed yet"]
+    if facts["drift"]:
+        words.append(f"its lists showed {facts['drift']:,} pods otherwise than its events")
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 def _health_line(health: str) -> tuple[str, str]:
@@ -207,17 +204,9 @@ def _print_pods(facts: dict[str, Any]) -> None:
             (
                 pod["name"],
                 pod["profile"],
-                _pod_state(pod, node_paused=paused),
+                pods.state_of(pod, node_paused=paused),
                 "\n".join(pod["notes"]),
             )
             for pod in meshed
         ),
     )
-
-
-def _pod_state(pod: dict[str, Any], *, node_paused: bool) -> Text:
-    if pod["accelerated"] and (pod["paused"] or node_paused):
-        return output.styled("paused", "warn")
-    if pod["accelerated"]:
-        return output.styled("accelerated", "ok")
-    return output.styled("left alone", "warn")
