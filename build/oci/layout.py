@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -128,13 +129,14 @@ def write_archive(layer: bytes, image: Image, target: Path) -> str:
         "index.json": index,
         **dict(sorted(blobs.items())),
     }
-    unfinished = target.with_name(f".{target.name}.new")
-    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode, entry.mtime = len(data), 0o644, image.epoch
-            archive.addfile(entry, io.BytesIO(data))
-    unfinished.replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+        unfinished = Path(scratch, target.name)
+        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode, entry.mtime = len(data), 0o644, image.epoch
+                archive.addfile(entry, io.BytesIO(data))
+        unfinished.rename(target)
     return str(described["digest"])
 
 

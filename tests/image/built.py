@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ MAKE = PROJECT / "build" / "oci" / "make"
 
 # The time of everything in it: that of the last commit would make each commit another image.
 EPOCH = "1700000000"
+
+_KEPT_SECONDS = 7 * 86400
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,15 @@ def image() -> Built:
     archive = _cache() / f"{key}.tar"
     if not archive.exists():
         _build(archive)
-        for old in set(_cache().glob("*.tar")) - {archive}:
-            old.unlink()
+        _forget_old()
     return _read(archive)
+
+
+def _forget_old() -> None:
+    """Not all others: another checkout may be at work with its own."""
+    for archive in _cache().glob("*.tar"):
+        if archive.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            archive.unlink()
 
 
 def build(archive: Path) -> Built:

@@ -9,7 +9,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,14 @@ class Container:
             yield bundle
         finally:
             subprocess.run([*self._runc, "delete", "--force", self.id], check=True)
+            self._remove_parents()
+
+    def _remove_parents(self) -> None:
+        """runc makes the cgroups above its own in every hierarchy, and leaves them."""
+        for parent in Path(self.cgroup).parents[:-1]:
+            for hierarchy in Path("/sys/fs/cgroup").iterdir():
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    (hierarchy / parent.relative_to("/")).rmdir()
 
     def _spec(self) -> dict[str, Any]:
         """The runtime's configuration (config.md of the OCI runtime specification, 1.0.2)."""
