@@ -20,6 +20,7 @@ import msgspec
 import accel
 from accel import state
 from accel.broadcast import Broadcaster, now
+from accel.core.meshes import KNOWN
 from accel.core.plan import Pods, Policy, Want, fold, plan, pod_notes, want
 from accel.core.strategy import strategy
 from accel.datapath.connections import describe_event
@@ -29,10 +30,9 @@ from accel.datapath.generation import reserved
 from accel.datapath.loading import Constants, start
 from accel.errors import AccelError
 from accel.linux import cgroup as cgroups
-from accel.settings import Settings
+from accel.settings import Settings, SourceName
 from accel.sources.base import Source
 from accel.sources.processes import ProcessSource
-from accel.sources.profiles import KNOWN
 from accel.stream import ConnectionChanged, Lost
 
 log = logging.getLogger("accel")
@@ -98,6 +98,7 @@ def _log_idle(fitness: Fitness) -> None:
 
 async def _accelerate(settings: Settings, fitness: Fitness) -> None:
     mount = cgroups.hierarchy()
+    source = _source(settings, mount)
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
@@ -112,11 +113,6 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
             os.uname().release,
             fitness.era.value,
         )
-        source = ProcessSource(
-            mount,
-            profiles=(*settings.profiles, *KNOWN),
-            relist_seconds=settings.relist_seconds,
-        )
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
         broadcaster = Broadcaster()
         report = _Report(settings, fitness, shown)
@@ -126,6 +122,20 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
             tasks.start_soon(_tell_connections, keeper)
             tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
+
+
+def _source(settings: Settings, mount: cgroups.Mount) -> Source:
+    if settings.source != (SourceName.PROCESSES,) or settings.kubernetes:
+        raise CannotStart(
+            f"source {', '.join(settings.source)}{' with kubernetes' * settings.kubernetes}: "
+            "only processes can be followed",
+            remedy="set source to processes, and kubernetes to false",
+        )
+    return ProcessSource(
+        mount,
+        profiles=(*settings.profiles, *KNOWN),
+        relist_seconds=settings.relist_seconds,
+    )
 
 
 async def _follow(source: Source, keeper: Keeper, scope: Path | None) -> None:
@@ -139,8 +149,8 @@ def _below(cgroup: Path, pods: Pods) -> Pods:
     """Those pods whose sockets the programs see when they are attached to `cgroup`."""
     ids = {cgroups.cgroup_id(Path(directory)) for directory, _, _ in os.walk(cgroup)}
     return {
-        netns: pod
-        for netns, pod in pods.items()
+        key: pod
+        for key, pod in pods.items()
         if any(container.cgroup_id in ids for container in pod.containers)
     }
 
@@ -167,7 +177,7 @@ async def _tell_connections(keeper: Keeper) -> None:
 async def _relay_connections(keeper: Keeper) -> None:
     async with contextlib.aclosing(keeper.datapath.events()) as records:
         async for record in records:
-            names = {netns: pod.name for netns, pod in keeper.pods.items()}
+            names = {pod.netns: pod.name for pod in keeper.pods.values()}
             change, connection = describe_event(record, keeper.datapath, names)
             keeper.broadcaster.tell(ConnectionChanged(now(), change, connection))
 
@@ -189,6 +199,8 @@ def policy_of(settings: Settings, fitness: Fitness) -> Policy:
         trust_forced=settings.force_trust,
         enrol_apps_possible=fitness.enrol_apps_possible,
         overrides=settings.pods,
+        namespaces=settings.namespaces,
+        accelerate=settings.accelerate,
     )
 
 
@@ -220,28 +232,35 @@ class Keeper:
 
 
 def _log_changes(before: Pods, after: Pods) -> None:
-    for netns in after.keys() - before.keys():
-        log.info("pod %s: %s proxy seen", after[netns].name, after[netns].profile)
-    for netns in before.keys() - after.keys():
-        log.info("pod %s: no proxy any more", before[netns].name)
+    """Only meshed pods: of the others there may be a hundred, and nothing is done to them."""
+    was, now = _meshed(before), _meshed(after)
+    for key in now.keys() - was.keys():
+        log.info("pod %s: %s proxy seen", now[key].name, now[key].profile)
+    for key in was.keys() - now.keys():
+        log.info("pod %s: no proxy any more", was[key].name)
+
+
+def _meshed(pods: Pods) -> Pods:
+    return {key: pod for key, pod in pods.items() if pod.profile}
 
 
 def _pod_states(pods: Pods, wanted: Want, policy: Policy) -> tuple[state.PodState, ...]:
+    notes = pod_notes(pods, policy)
     return tuple(
         state.PodState(
             name=pod.name,
-            netns=netns,
+            netns=pod.netns,
             profile=pod.profile,
-            accelerated=netns in wanted.pods,
-            trust_apps=netns in wanted.pods and wanted.pods[netns].trust_apps,
+            accelerated=pod.netns in wanted.pods,
+            trust_apps=pod.netns in wanted.pods and wanted.pods[pod.netns].trust_apps,
             containers=tuple(
                 state.ContainerState(c.cgroup_id, c.role.name.lower(), c.name)
                 for c in sorted(pod.containers)
             ),
             addresses=tuple(sorted(map(str, pod.addresses))),
-            notes=pod_notes(pod, policy, pods),
+            notes=notes[key],
         )
-        for netns, pod in sorted(pods.items(), key=lambda item: item[1].name)
+        for key, pod in sorted(pods.items(), key=lambda item: item[1].name)
     )
 
 
@@ -255,7 +274,7 @@ class _Report:
             pid=os.getpid(),
             version=accel.__version__,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=str(settings.source),
+            source=", ".join(settings.source),
             cgroup=str(cgroup) if cgroup else None,
             era=fitness.era.value,
             strategy={

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import yaml
 
-from accel.core.plan import Override
+from accel.core.advice import Override
+from accel.core.meshes import Profile
 from accel.errors import SettingsError
-from accel.sources.profiles import Profile
 
 ENVIRONMENT_PREFIX = "ACCEL_"
 
@@ -27,6 +27,10 @@ ENVIRONMENT_PREFIX = "ACCEL_"
 class SourceName(StrEnum):
     """Where facts about pods come from."""
 
+    AUTO = "auto"
+    NRI = "nri"
+    CONTAINERD = "containerd"
+    CRI = "cri"
     PROCESSES = "processes"
 
 
@@ -45,9 +49,15 @@ class LogFormat(StrEnum):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one agent.  A key of the file, ACCEL_KEY and --key are one thing."""
 
-    source: SourceName = SourceName.PROCESSES
-    """Where pods are learnt from.  "processes" needs no container runtime: it follows
-    the processes of this node."""
+    source: tuple[SourceName, ...] = (SourceName.PROCESSES,)
+    """Where pods are learnt from: one of these, or several with commas, of which the first
+    wins where two speak of one pod.  "nri": the runtime calls before a container starts;
+    "containerd": its events; "cri": lists of any runtime; "processes" needs no runtime and
+    follows the processes of this node; "auto" takes the best that this node has."""
+
+    kubernetes: bool = False
+    """Whether the API server is watched for what annotations of pods and namespaces say
+    now.  Off: those of a pod count as they were when it began, those of namespaces not."""
 
     cgroup: Path | None = None
     """The cgroup v2 directory below which sockets are looked at.  Default: the root of
@@ -70,14 +80,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Trust applications even where this kernel is known to make their reads go wrong
     (`accel check` tells).  Off; for tests and for applications you know."""
 
+    accelerate: bool = True
+    """Whether pods are accelerated of which nobody says anything.  Off: only those that
+    an annotation, or a setting below, switches on."""
+
     pods: Mapping[str, Override] = {}
     """Per pod, by the name `accel status` shows: trust_apps, and accelerate (false
-    leaves the pod to plain TCP).  Wins over the defaults above.  In the file only."""
+    leaves the pod to plain TCP).  Wins over the pod's annotations, those over all that
+    follows.  In the file only."""
+
+    namespaces: Mapping[str, Override] = {}
+    """Per Kubernetes namespace, the same two.  Wins over the namespace's annotations, and
+    those over the defaults above.  In the file only."""
 
     profiles: tuple[Profile, ...] = ()
-    """Meshes beyond the known ones: name, exes (base names of the proxy's executable),
-    uids (those it runs under; none means any).  Tried before the known ones.  In the file
-    only."""
+    """Meshes beyond the known ones: name; exes (base names of the proxy's executable),
+    uids (those it runs under; none means any); containers (names of its container, * allowed),
+    marks (annotations or labels, key or key=value, of which the pod has one; none asks for
+    nothing); stops_short.  Tried before the known ones.  In the file only."""
 
     max_connections: Annotated[int, msgspec.Meta(ge=16, le=1 << 22)] = 65536
     """Connections that may be accelerated at once; beyond, new ones stay with TCP.
@@ -153,9 +173,10 @@ def _from_file(path: Path) -> Iterable[Given]:
             remedy="write lines such as `trust_apps: true`",
         )
     _refuse_unknown(content, Settings.__struct_fields__, place)
-    for name, pod in _items(content.get("pods")):
-        _refuse_unknown(pod, _names(Override), f"{place}: pods.{name}")
-        _convert("pods", {name: pod}, f"{place}: pods.{name}", strict=True)  # names the pod
+    for key in ("pods", "namespaces"):
+        for name, said in _items(content.get(key)):
+            _refuse_unknown(said, _names(Override), f"{place}: {key}.{name}")
+            _convert(key, {name: said}, f"{place}: {key}.{name}", strict=True)  # says which
     for index, profile in _items(content.get("profiles")):
         _refuse_unknown(profile, _names(Profile), f"{place}: profiles[{index}]")
     for key, value in content.items():
@@ -190,12 +211,14 @@ def _from_flags(flags: Mapping[str, object]) -> Iterable[Given]:
         yield key, _convert(key, value, flag, strict=not isinstance(value, str)), flag
 
 
-_FILE_ONLY = frozenset({"pods", "profiles"})
+_FILE_ONLY = frozenset({"pods", "namespaces", "profiles"})
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 
 def _convert(key: str, value: object, place: str, *, strict: bool) -> object:
     try:
+        if key == "source":
+            return _sources(value)
         return msgspec.convert(value, _TYPES[key], strict=strict, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise SettingsError(
@@ -205,10 +228,23 @@ def _convert(key: str, value: object, place: str, *, strict: bool) -> object:
 
 
 def _remedy(key: str) -> str:
-    kind = _TYPES[key]
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return f"use one of: {', '.join(kind)}"
+    for kind in (_TYPES[key], *get_args(_TYPES[key])):
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            return f"use one of: {', '.join(kind)}"
     return f"correct it, or leave {key} out for its default"
+
+
+def _sources(value: object) -> tuple[SourceName, ...]:
+    """The names in a list, or in a text with commas; msgspec.ValidationError as convert()."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, Iterable):
+        raise msgspec.ValidationError(f"Expected names of sources, got {_kind(value)}")
+    sources = tuple(msgspec.convert(name, SourceName) for name in names)
+    if not sources or len(set(sources)) < len(sources):
+        raise msgspec.ValidationError("Expected each source once")
+    if SourceName.AUTO in sources and len(sources) > 1:
+        raise msgspec.ValidationError("Expected auto alone: it finds the others")
+    return sources
 
 
 def _path(wanted: type, value: object) -> object:

@@ -28,7 +28,12 @@ class ContainerState(msgspec.Struct, frozen=True):
 
 
 class PodState(msgspec.Struct, frozen=True):
-    """A meshed pod, as the agent treats it; notes say why it is treated so."""
+    """A pod, as the agent treats it; notes say why it is treated so.
+
+    Attributes:
+        netns: 0 for one without a network namespace of its own.
+        profile: Its mesh; empty without a proxy.
+    """
 
     name: str
     netns: int

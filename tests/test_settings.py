@@ -6,10 +6,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accel.core.plan import Override
+from accel.core.advice import Override
+from accel.core.meshes import Profile
 from accel.errors import SettingsError
-from accel.settings import LogFormat, LogLevel, Settings, explain_settings, load_settings
-from accel.sources.profiles import Profile
+from accel.settings import (
+    LogFormat,
+    LogLevel,
+    Settings,
+    SourceName,
+    explain_settings,
+    load_settings,
+)
 
 
 @pytest.fixture
@@ -45,18 +52,23 @@ def test_flags_win_over_environment_over_file_over_defaults(config: Path) -> Non
 def test_a_full_file(config: Path) -> None:
     config.write_text(
         """
-        source: processes
+        source: containerd, processes
         cgroup: /sys/fs/cgroup/test
         bpffs: /sys/fs/bpf/test
         run_dir: /run/test
+        kubernetes: true
         trust_apps: true
         force_trust: true
+        accelerate: false
+        namespaces:
+          shop: {accelerate: true, trust_apps: true}
         pods:
           web: {trust_apps: false}
           "netns:4026532511": {accelerate: false}
         profiles:
           - {name: ours, exes: [proxy, proxy-debug], uids: [4444]}
           - {name: theirs, exes: [mesh]}
+          - {name: hers, containers: [proxy-*], marks: [hers.dev/injected=yes], stops_short: false}
         max_connections: 1024
         relist_seconds: 5
         log_level: error
@@ -65,15 +77,25 @@ def test_a_full_file(config: Path) -> None:
     )
 
     assert load_settings({}, {}, config) == Settings(
+        source=(SourceName.CONTAINERD, SourceName.PROCESSES),
+        kubernetes=True,
         cgroup=Path("/sys/fs/cgroup/test"),
         bpffs=Path("/sys/fs/bpf/test"),
         run_dir=Path("/run/test"),
         trust_apps=True,
         force_trust=True,
+        accelerate=False,
+        namespaces={"shop": Override(trust_apps=True, accelerate=True)},
         pods={"web": Override(trust_apps=False), "netns:4026532511": Override(accelerate=False)},
         profiles=(
             Profile("ours", frozenset({"proxy", "proxy-debug"}), frozenset({4444})),
             Profile("theirs", frozenset({"mesh"})),
+            Profile(
+                "hers",
+                stops_short=False,
+                containers=frozenset({"proxy-*"}),
+                marks=frozenset({"hers.dev/injected=yes"}),
+            ),
         ),
         max_connections=1024,
         relist_seconds=5.0,
@@ -104,7 +126,11 @@ def test_an_empty_file_changes_nothing(config: Path, text: str) -> None:
         ("pods: {web: 3}", "pods.web: expected object, got int"),
         ("pods: {web: {trust_apps: 3}}", "pods.web: trust_apps: expected bool"),
         ("pods: {7: {}}", "pods.7: expected str, got int"),
-        ("profiles: [{name: a}]", "profiles: [0]: object missing required field exes"),
+        ("profiles: [{name: a}]", "profiles: [0]: a profile needs exes, as in [envoy], or"),
+        ("profiles: [{name: a, exes: [b], marks: [c]}]", "marks count only beside containers"),
+        ("profiles: [{name: a, containers: [B]}]", "profiles: [0]: containers must list names"),
+        ("namespaces: {shop: {trust: true}}", "namespaces.shop: unknown key 'trust'"),
+        ("namespaces: {shop: {accelerate: 1}}", "namespaces.shop: accelerate: expected bool"),
         ("profiles: [{name: a, exes: [b/c]}]", "profiles: [0]: exes must list base names"),
         ("profiles: [{name: a, exes: [b], uids: [-1]}]", "profiles: [0]: uids must be"),
         ("cgroup: relative", "cgroup: expected an absolute path, found 'relative'"),
@@ -113,7 +139,12 @@ def test_an_empty_file_changes_nothing(config: Path, text: str) -> None:
         ("max_connections: 1.5", "max_connections: expected int, got float"),
         ("relist_seconds: 0", "relist_seconds: expected float >= 1"),
         ("relist_seconds: .nan", "relist_seconds: expected float >= 1"),
-        ("source: containerd", "source: invalid enum value 'containerd'"),
+        ("source: docker", "source: invalid enum value 'docker'"),
+        ("source: cri, docker", "source: invalid enum value 'docker'"),
+        ("source: [cri, cri]", "source: expected each source once"),
+        ("source: []", "source: expected each source once"),
+        ("source: auto, cri", "source: expected auto alone"),
+        ("source: 3", "source: expected names of sources, got 3"),
         ("log_format: xml", "log_format: invalid enum value 'xml'"),
         ("- a", "expected keys and values, found a list"),
         ("just words", "expected keys and values, found text"),
@@ -139,11 +170,24 @@ def test_mistakes_in_the_file_are_told_by_name_and_place(
 
 
 def test_the_choices_are_told(config: Path) -> None:
-    config.write_text("log_format: xml")
+    for text, remedy in (
+        ("log_format: xml", "use one of: text, json"),
+        ("source: docker", "use one of: auto, nri, containerd, cri, processes"),
+    ):
+        config.write_text(text)
+        with pytest.raises(SettingsError) as caught:
+            load_settings({}, {}, config)
+        assert caught.value.remedy == remedy
 
-    with pytest.raises(SettingsError) as caught:
-        load_settings({}, {}, config)
-    assert caught.value.remedy == "use one of: text, json"
+
+@pytest.mark.parametrize("text", ["cri,nri", " cri , nri ", "[cri, nri]"])
+def test_several_sources_in_the_order_of_their_rank(config: Path, text: str) -> None:
+    config.write_text(f"source: {text}")
+
+    assert load_settings({}, {}, config).source == (SourceName.CRI, SourceName.NRI)
+    assert load_settings({"source": "auto"}, {"ACCEL_SOURCE": "nri"}, config).source == (
+        SourceName.AUTO,
+    )
 
 
 def test_a_file_that_cannot_be_read(config: Path) -> None:
@@ -163,6 +207,8 @@ def test_a_file_that_cannot_be_read(config: Path) -> None:
         ({"ACCEL_TRST_APPS": "1"}, "did you mean ACCEL_TRUST_APPS?"),
         ({"ACCEL_MAX_CONNECTIONS": "many"}, "ACCEL_MAX_CONNECTIONS: expected int, got str"),
         ({"ACCEL_CGROUP": "relative"}, "ACCEL_CGROUP: expected an absolute path"),
+        ({"ACCEL_SOURCE": "docker"}, "ACCEL_SOURCE: invalid enum value 'docker'"),
+        ({"ACCEL_NAMESPACES": "{}"}, "namespaces can be given in the config file only"),
         ({"ACCEL_PODS": "{}"}, "pods can be given in the config file only"),
     ],
 )

@@ -63,8 +63,9 @@ def permitted() -> Iterator[None]:
 
 
 def pod_names(agent: state.AgentState | None) -> dict[int, str]:
-    """Names by network namespace, as the agent knows them."""
-    return {pod.netns: pod.name for pod in agent.pods} if agent else {}
+    """Names of meshed pods by network namespace, as the agent knows them."""
+    pods = agent.pods if agent else ()
+    return {pod.netns: pod.name for pod in pods if pod.profile and pod.netns}
 
 
 def netns_of(name: str, agent: state.AgentState | None) -> int:

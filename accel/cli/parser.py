@@ -37,7 +37,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub = verb("run", run.run, "be the agent: follow pods and accelerate them, until SIGTERM")
     _settings(sub)
     _trust(sub)
-    sub.add_argument("--source", help="where pods are learnt from (processes)")
+    sub.add_argument(
+        "--source",
+        help="where pods are learnt from: auto, nri, containerd, cri, processes, or several with "
+        "commas (processes)",
+    )
+    sub.add_argument(
+        "--kubernetes",
+        action="store_const",
+        const=True,
+        help="watch the API server for annotations as they are now",
+    )
     sub.add_argument(
         "--max-connections", metavar="N", help="connections accelerated at once (65536)"
     )

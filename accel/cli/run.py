@@ -40,7 +40,7 @@ def _first(group: BaseExceptionGroup[AccelError]) -> AccelError:
 def config(arguments: argparse.Namespace) -> int:
     """What is in force."""
     sourced = instance.sourced(arguments)
-    values = msgspec.to_builtins(sourced.settings, enc_hook=str)
+    values = msgspec.to_builtins(sourced.settings, enc_hook=str, order="deterministic")
     if arguments.json:
         output.as_json({"settings": values, "origins": sourced.origins})
     else:

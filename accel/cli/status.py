@@ -187,7 +187,8 @@ def _number_cells(numbers: dict[str, int]) -> Iterator[str]:
 
 
 def _print_pods(facts: dict[str, Any]) -> None:
-    if not facts["pods"]:
+    meshed = [pod for pod in facts["pods"] if pod["profile"]]
+    if not meshed:
         output.line("no meshed pod on this node")
         return
     paused = facts["health"] == "paused"
@@ -200,7 +201,7 @@ def _print_pods(facts: dict[str, Any]) -> None:
                 _pod_state(pod, node_paused=paused),
                 "\n".join(pod["notes"]),
             )
-            for pod in facts["pods"]
+            for pod in meshed
         ),
     )
 

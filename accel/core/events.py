@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from accel.core.model import Pod
+from accel.core.advice import Advice
+from accel.core.model import Pod, PodKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +18,9 @@ class PodSeen:
 
 @dataclass(frozen=True, slots=True)
 class PodGone:
-    """The pod with this network namespace is no more."""
+    """The pod with this key (Pod.key: its network namespace, if it has one) is no more."""
 
-    netns: int
+    key: PodKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +31,46 @@ class Listed:
 
 
 Event = PodSeen | PodGone | Listed
+
+
+@dataclass(frozen=True, slots=True)
+class PodUid:
+    """A pod, as advice names it.  As the runtime knows it: the API server's mirror of a
+    static pod has another uid, and the runtime's in `kubernetes.io/config.hash`."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceName:
+    """A Kubernetes namespace, as advice names it."""
+
+    name: str
+
+
+Subject = PodUid | NamespaceName
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceSeen:
+    """The annotations of `subject` say this now; what they said before is replaced."""
+
+    subject: Subject
+    advice: Advice
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceGone:
+    """`subject` is no more, and its advice may be forgotten."""
+
+    subject: Subject
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceListed:
+    """All subjects at one moment, with what their annotations say."""
+
+    advice: Mapping[Subject, Advice]
+
+
+AdviceEvent = AdviceSeen | AdviceGone | AdviceListed

@@ -7,14 +7,16 @@ want).  The three mappings of `Want` are the three BPF hashes that the agent wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Network
 from types import MappingProxyType
 from typing import TypeVar
 
+from accel.core.advice import ACCELERATE, Advice, Override
 from accel.core.events import Event, Listed, PodGone, PodSeen
-from accel.core.model import Address, Container, Pod, Role
+from accel.core.model import Address, Container, Pod, PodKey, Role
 
 T = TypeVar("T")
 
@@ -22,16 +24,11 @@ T = TypeVar("T")
 # ::6 on its loopback, the source of what the sidecar sends to its application.
 _UNROUTED = IPv6Network("::/96")
 
-Pods = Mapping[int, Pod]
-"""Pods by netns."""
+_NOTHING = Override()
+_SHOWN_CLAIMANTS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """What the settings of this node say of one pod by name; None says nothing."""
-
-    trust_apps: bool | None = None
-    accelerate: bool | None = None
+Pods = Mapping[PodKey, Pod]
+"""Pods by key: by network namespace, if they have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Policy:
     """What the operator allows, and what this kernel bears.
 
     Attributes:
-        trust_apps: The default for pods that say nothing themselves.
+        trust_apps: The default for pods of which nobody says anything.
         trust_possible: On this kernel redirected bytes and TCP's wait in one queue, so
             that whoever reads in an ordinary way reads them right (see `accel check`).
         trust_forced: The operator knows the applications and takes the risk, that of
@@ -48,6 +45,8 @@ class Policy:
             enrolled but receives by TCP, so an untrusted application may send by
             the short cut.
         overrides: Per pod, by its name; they win over what the pod itself says.
+        namespaces: Per Kubernetes namespace; what a pod itself says wins over them.
+        accelerate: As trust_apps: False leaves alone whom nobody asks for.
     """
 
     trust_apps: bool = False
@@ -55,6 +54,8 @@ class Policy:
     trust_forced: bool = False
     enrol_apps_possible: bool = False
     overrides: Mapping[str, Override] = field(default_factory=dict)
+    namespaces: Mapping[str, Override] = field(default_factory=dict)
+    accelerate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +147,11 @@ def fold(pods: Pods, event: Event) -> Pods:
     """The pods after `event`, given the pods before it."""
     match event:
         case PodSeen(pod):
-            return {**pods, pod.netns: pod}
-        case PodGone(netns):
-            return {known: pod for known, pod in pods.items() if known != netns}
+            return {**pods, pod.key: pod}
+        case PodGone(key):
+            return {known: pod for known, pod in pods.items() if known != key}
         case Listed(listed):
-            return {pod.netns: pod for pod in listed}
+            return {pod.key: pod for pod in listed}
 
 
 def want(pods: Pods, policy: Policy) -> Want:
@@ -161,7 +162,7 @@ def want(pods: Pods, policy: Policy) -> Want:
     as an application's, the role that permits least, and a connection to an address
     stays with TCP.
     """
-    accelerated = {n: pod for n, pod in pods.items() if not _refusal(pod, policy)}
+    accelerated = {pod.netns: pod for pod in pods.values() if not _refusal(pod, policy)}
     cgroups = _claimed_twice(_cgroups(pod) for pod in pods.values())
     addresses = _claimed_twice(_routable(pod) for pod in pods.values())
     return Want(
@@ -204,15 +205,19 @@ def plan(have: Want, want: Want) -> tuple[Action, ...]:
     return (*_narrow(have, want), *_widen(have, want))
 
 
-def pod_notes(pod: Pod, policy: Policy, pods: Pods = MappingProxyType({})) -> tuple[str, ...]:
-    """What a person should know of this pod: why it is treated as it is.
+def pod_notes(pods: Pods, policy: Policy) -> Mapping[PodKey, tuple[str, ...]]:
+    """What a person should know of each pod: why it is treated as it is.
 
     Args:
-        pod: The pod in question.
+        pods: All pods of the node: some cgroup or address may be claimed by several.
         policy: As given to want().
-        pods: All pods of the node, to tell which cgroups and addresses are disputed.
     """
-    return tuple(_notes(pod, policy, [p for p in pods.values() if p.netns != pod.netns]))
+    cgroups = _claimants(pods, _cgroups)
+    addresses = _claimants(pods, _routable)
+    return {
+        key: (*_notes(pod, policy), *_disputes(pod, policy, cgroups, addresses))
+        for key, pod in pods.items()
+    }
 
 
 def v4_mapped(address: Address) -> bytes:
@@ -279,14 +284,18 @@ def _entry(pod: Pod, policy: Policy, disputed: frozenset[int]) -> PodEntry:
     )
 
 
-def _override(pod: Pod, policy: Policy) -> Override:
-    return policy.overrides.get(pod.name, Override())
+def _who_says(pod: Pod, policy: Policy) -> Iterator[tuple[str, Override | Advice]]:
+    """Whoever may decide about a pod, the one that wins first."""
+    yield "in the settings", policy.overrides.get(pod.name, _NOTHING)
+    yield "by its annotation " + ACCELERATE, pod.advice
+    yield "in the settings, for its namespace", policy.namespaces.get(pod.namespace, _NOTHING)
+    yield "by its namespace's annotation " + ACCELERATE, pod.namespace_advice
 
 
 def _trust_asked(pod: Pod, policy: Policy) -> bool:
-    for said in (_override(pod, policy).trust_apps, pod.trust_apps):
-        if said is not None:
-            return said
+    for _, said in _who_says(pod, policy):
+        if said.trust_apps is not None:
+            return said.trust_apps
     return policy.trust_apps
 
 
@@ -296,11 +305,12 @@ def _trust_borne(policy: Policy) -> bool:
 
 def _refusal(pod: Pod, policy: Policy) -> str:
     """Why the pod is not accelerated, or nothing if it is."""
-    if not pod.accelerate:
+    if not (pod.accelerate and pod.netns):
         return pod.reason or "switched off by its source"
-    if _override(pod, policy).accelerate is False:
-        return "switched off in the settings"
-    return ""
+    for who, said in _who_says(pod, policy):
+        if said.accelerate is not None:
+            return "" if said.accelerate else f"switched off {who}"
+    return "" if policy.accelerate else "nobody switched it on (the settings say accelerate: false)"
 
 
 def _told_by_cgroup(container: Container) -> bool:
@@ -321,9 +331,14 @@ def _cgroups(pod: Pod) -> frozenset[int]:
 
 def _routable(pod: Pod) -> frozenset[Address]:
     """Addresses by which other pods reach this one; the rest repeat in every pod."""
+    return _reachable(pod.addresses)
+
+
+@lru_cache(maxsize=4096)  # without it three quarters of want(), which asks at each change
+def _reachable(addresses: frozenset[Address]) -> frozenset[Address]:
     return frozenset(
         address
-        for address in pod.addresses
+        for address in addresses
         if not (
             address.is_loopback
             or address.is_link_local
@@ -346,9 +361,15 @@ def _splice_note(container: Container, policy: Policy) -> str:
     return f"{where} is known to read sockets by splice: not trusted (force_trust overrides)"
 
 
-def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
-    if refusal := _refusal(pod, policy):
+def _notes(pod: Pod, policy: Policy) -> Iterator[str]:
+    refusal = _refusal(pod, policy)
+    if refusal:
         yield f"not accelerated: {refusal}"
+    for whose, advice in (("its", pod.advice), ("its namespace's", pod.namespace_advice)):
+        for mistake in advice.mistakes:
+            yield f"{whose} annotation {mistake}"
+    if refusal:
+        return
     if _trust_asked(pod, policy):
         if not _trust_borne(policy):
             yield (
@@ -370,8 +391,35 @@ def _notes(pod: Pod, policy: Policy, others: list[Pod]) -> Iterator[str]:
     for container in sorted(pod.containers):
         if container.splices and (container.role is Role.SIDECAR or _trust_asked(pod, policy)):
             yield _splice_note(container, policy)
-    for other in others:
-        for cgroup_id in sorted(_cgroups(pod) & _cgroups(other)):
-            yield f"cgroup {cgroup_id} is claimed by {other.name} too: neither has it"
-        for address in sorted(_routable(pod) & _routable(other), key=v4_mapped):
-            yield f"address {address} is claimed by {other.name} too: neither has it"
+
+
+def _disputes(
+    pod: Pod,
+    policy: Policy,
+    cgroups: Mapping[int, list[Pod]],
+    addresses: Mapping[Address, list[Pod]],
+) -> Iterator[str]:
+    """What this pod does not get because another claims it as well."""
+    if _refusal(pod, policy):
+        return
+    for cgroup_id in sorted(_cgroups(pod) & cgroups.keys()):
+        yield f"cgroup {cgroup_id} is {_claimed_by(pod, cgroups[cgroup_id])}"
+    for address in sorted(_routable(pod) & addresses.keys(), key=v4_mapped):
+        yield f"address {address} is {_claimed_by(pod, addresses[address])}"
+
+
+def _claimants(pods: Pods, claim: Callable[[Pod], frozenset[T]]) -> Mapping[T, list[Pod]]:
+    """What several pods claim, and who."""
+    disputed = _claimed_twice(claim(pod) for pod in pods.values())
+    found: dict[T, list[Pod]] = {item: [] for item in disputed}
+    for pod in pods.values():
+        for item in claim(pod) & disputed:
+            found[item].append(pod)
+    return found
+
+
+def _claimed_by(pod: Pod, claimants: Iterable[Pod]) -> str:
+    others = [other.name for other in claimants if other.key != pod.key]
+    more = f" and {len(others) - _SHOWN_CLAIMANTS} more" * (len(others) > _SHOWN_CLAIMANTS)
+    nobody = "neither" if len(others) == 1 else "nobody"
+    return f"claimed by {', '.join(others[:_SHOWN_CLAIMANTS])}{more} too: {nobody} has it"

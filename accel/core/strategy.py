@@ -52,7 +52,10 @@ def bears_enrolled_apps(era: Era) -> bool:
 
 
 def strategy(policy: Policy, era: Era) -> Mapping[str, Mapping[str, Path]]:
-    """Hop -> direction -> what happens to pods that say nothing themselves."""
+    """Hop -> direction -> what happens to pods of which nobody says anything."""
+    if not policy.accelerate:
+        off = Path(False, "only pods that are switched on one by one (accelerate: false)")
+        return {hop: dict.fromkeys(WAYS, off) for hop in HOPS}
     trusted = policy.trust_apps and (policy.trust_possible or policy.trust_forced)
     enrolled = trusted or policy.enrol_apps_possible
     from_app = Path(True) if enrolled else Path(False, _why_not_enrolled(era))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from accel.core.events import Event
+from accel.core.events import AdviceEvent, Event
 
 
 class Source(Protocol):
@@ -25,4 +25,20 @@ class Source(Protocol):
         What a source cannot see for a while it does not report gone.  An error that
         it cannot repair leaves through here.  Close the generator (contextlib.aclosing)
         to let go of what it holds.
+        """
+
+
+class AdviceSource(Protocol):
+    """Anything that tells what the annotations of pods and namespaces say now."""
+
+    @property
+    def name(self) -> str:
+        """For people: "kubernetes"."""
+
+    def events(self) -> AsyncGenerator[AdviceEvent, None]:
+        """As Source.events(), and the first is AdviceListed.
+
+        A pod's end is told late rather than early: its containers outlive what the API
+        server knows of it (by 0.8 s when it is deleted by force), and would get back for
+        that while what their annotations said when they began.
         """

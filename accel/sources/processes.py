@@ -13,7 +13,6 @@ import heapq
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,13 @@ from typing import Protocol
 import anyio
 
 from accel.core.events import Event, Listed, PodGone, PodSeen
-from accel.core.model import Address, Container, Pod, Role
+from accel.core.meshes import KNOWN, Profile, find_profile
+from accel.core.model import Address, Pod
+from accel.core.roles import Occupant, parts
+from accel.core.splicers import splicers
 from accel.errors import LinuxError
 from accel.linux import cgroup, netns, process
 from accel.linux.process_events import Kind, ProcessEvent, ProcessEvents
-from accel.sources.profiles import KNOWN, SPLICERS, Profile, find_profile
 
 _log = logging.getLogger(__name__)
 
@@ -57,43 +58,32 @@ def pod_from(
     name: str,
     addresses: frozenset[Address] = frozenset(),
 ) -> Pod | None:
-    """The pod that these processes of one network namespace make, or None without a proxy.
-
-    A cgroup tells the role of all its processes if it holds proxies alone, or no
-    proxy.  A helper under a proxy's uid (pilot-agent beside Envoy) counts as one.  Other
-    company makes the cgroup's role UNKNOWN and lets the uid decide, if it can.
-    A cgroup with one of SPLICERS says so, whatever its role.
-    """
+    """The pod that these processes of one network namespace make, or None without a proxy."""
     found = {m.pid: p for m in members if (p := find_profile(profiles, m.exe, m.uid))}
     if not found:
         return None
-    containers = []
-    shared_uids: set[int] = set()
-    reason = ""
-    for cgroup_id, group in sorted(_by_cgroup(members).items()):
-        proxies = [m for m in group if m.pid in found]
-        others = [m for m in group if m.pid not in found]
-        uids = {m.uid for m in proxies}
-        role = Role.SIDECAR if proxies else Role.APP
-        if proxies and any(m.uid not in uids for m in others):
-            role = Role.UNKNOWN
-            shared_uids |= uids
-        if any(not found[m.pid].uids for m in proxies) and any(m.uid in uids for m in others):
-            reason = _nothing_tells(cgroup_id)
-        splices = tuple(sorted({m.exe for m in group} & SPLICERS))
-        containers.append(Container(cgroup_id, role, group[0].cgroup.name, splices))
-    if len(shared_uids) > 1:
-        reason = f"proxies under several uids {sorted(shared_uids)} share cgroups with others"
+    told = parts((_occupant(m, found.get(m.pid)) for m in members), helpers=True)
     return Pod(
         netns=inode,
         name=name,
         profile=found[min(found)].name,
         stops_short=any(profile.stops_short for profile in found.values()),
-        containers=frozenset(containers),
+        containers=told.containers,
         addresses=addresses,
-        proxy_uid=min(shared_uids, default=None),
-        accelerate=not reason,
-        reason=reason,
+        proxy_uid=told.proxy_uid,
+        accelerate=not told.reason,
+        reason=told.reason,
+    )
+
+
+def _occupant(member: Member, proxy: Profile | None) -> Occupant:
+    return Occupant(
+        member.cgroup_id,
+        member.cgroup.name,
+        member.uid,
+        is_proxy=proxy is not None,
+        own_uid=proxy is not None and bool(proxy.uids),
+        splices=splicers([member.exe]),
     )
 
 
@@ -306,20 +296,6 @@ def _host_netns(proc: str) -> int | None:
         _log.debug("cannot read %s/1/ns/net: taking our own namespace for the host's", proc)
         inode = netns.inode("self")
     return inode
-
-
-def _by_cgroup(members: Iterable[Member]) -> dict[int, list[Member]]:
-    groups = defaultdict(list)
-    for member in members:
-        groups[member.cgroup_id].append(member)
-    return groups
-
-
-def _nothing_tells(cgroup_id: int) -> str:
-    return (
-        f"cgroup {cgroup_id} holds the proxy and other programs under one uid: nothing tells "
-        "their sockets apart (give each its cgroup, or list the proxy's own uid in its profile)"
-    )
 
 
 def _pids(batch: Iterable[ProcessEvent], census: _Census) -> Iterator[int]:

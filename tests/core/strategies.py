@@ -4,9 +4,22 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
-from accel.core.events import Event, Listed, PodGone, PodSeen
+from accel.core.advice import Advice, Override
+from accel.core.events import (
+    AdviceEvent,
+    AdviceGone,
+    AdviceListed,
+    AdviceSeen,
+    Event,
+    Listed,
+    NamespaceName,
+    PodGone,
+    PodSeen,
+    PodUid,
+    Subject,
+)
 from accel.core.model import Container, Pod, Role
-from accel.core.plan import ContainerEntry, PodEntry, Policy, Want
+from accel.core.plan import ContainerEntry, PodEntry, Pods, Policy, Want
 
 NETNS = st.integers(1, 4)
 CGROUPS = st.integers(10, 15)
@@ -20,6 +33,11 @@ ADDRESSES = st.sampled_from(
     ]
 )
 
+
+def by_key(*some: Pod) -> Pods:
+    return {pod.key: pod for pod in some}
+
+
 containers = st.dictionaries(
     CGROUPS,
     st.tuples(st.sampled_from(Role), st.sampled_from([(), ("haproxy",)])),
@@ -29,29 +47,45 @@ containers = st.dictionaries(
         Container(cgroup_id, role, splices=splices) for cgroup_id, (role, splices) in facts.items()
     )
 )
+said = st.none() | st.booleans()
+advices = st.builds(Advice, trust_apps=said, accelerate=said)
+overrides = st.builds(Override, trust_apps=said, accelerate=said)
 pods = st.builds(
     Pod,
-    netns=NETNS,
+    netns=st.integers(0, 4),
     name=st.sampled_from(["web", "db"]),
     profile=st.just("istio"),
     containers=containers,
     addresses=st.frozensets(ADDRESSES, max_size=3),
     proxy_uid=st.none() | st.just(1337),
-    trust_apps=st.none() | st.booleans(),
     accelerate=st.booleans(),
+    uid=st.sampled_from(["u1", "u2", "u3"]),
+    namespace=st.sampled_from(["", "shop"]),
+    advice=advices,
 )
-pods_by_netns = st.lists(pods, max_size=4).map(lambda some: {pod.netns: pod for pod in some})
+pods_by_key = st.lists(pods, max_size=4).map(lambda some: by_key(*some))
 policies = st.builds(
     Policy,
     trust_apps=st.booleans(),
     trust_possible=st.booleans(),
     trust_forced=st.booleans(),
     enrol_apps_possible=st.booleans(),
+    overrides=st.dictionaries(st.just("web"), overrides),
+    namespaces=st.dictionaries(st.just("shop"), overrides),
+    accelerate=st.booleans(),
 )
 events: st.SearchStrategy[Event] = (
     st.builds(PodSeen, pods)
     | st.builds(PodGone, NETNS)
-    | st.builds(Listed, pods_by_netns.map(lambda some: tuple(some.values())))
+    | st.builds(Listed, pods_by_key.map(lambda some: tuple(some.values())))
+)
+subjects: st.SearchStrategy[Subject] = st.sampled_from(
+    [PodUid("u1"), PodUid("u2"), NamespaceName("shop")]
+)
+advice_events: st.SearchStrategy[AdviceEvent] = (
+    st.builds(AdviceSeen, subjects, advices)
+    | st.builds(AdviceGone, subjects)
+    | st.builds(AdviceListed, st.dictionaries(subjects, advices))
 )
 wants = st.builds(
     Want,

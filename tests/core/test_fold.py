@@ -5,24 +5,22 @@ from hypothesis import strategies as st
 
 from accel.core.events import Event, Listed, PodGone, PodSeen
 from accel.core.model import Pod
-from accel.core.plan import fold
-from tests.core.strategies import events, pods_by_netns
+from accel.core.plan import Pods, fold
+from tests.core.strategies import events, pods_by_key
 
 WEB = Pod(1, "web", "istio")
 DB = Pod(2, "db", "linkerd")
 
 
-@given(pods_by_netns, events)
-def test_a_repeated_event_changes_nothing(pods: dict[int, Pod], event: Event) -> None:
+@given(pods_by_key, events)
+def test_a_repeated_event_changes_nothing(pods: Pods, event: Event) -> None:
     once = fold(pods, event)
 
     assert fold(once, event) == once
 
 
-@given(pods_by_netns, pods_by_netns)
-def test_listing_forgets_what_it_does_not_name(
-    before: dict[int, Pod], listed: dict[int, Pod]
-) -> None:
+@given(pods_by_key, pods_by_key)
+def test_listing_forgets_what_it_does_not_name(before: Pods, listed: Pods) -> None:
     """A pod that vanished while nobody looked is gone after the relist."""
     assert fold(before, Listed(tuple(listed.values()))) == listed
 
@@ -51,8 +49,8 @@ def test_a_pod_that_went_is_gone_and_the_others_stay() -> None:
     assert fold(pods, PodGone(WEB.netns)) == pods
 
 
-@given(pods_by_netns, events)
-def test_folding_leaves_the_pods_before_untouched(pods: dict[int, Pod], event: Event) -> None:
+@given(pods_by_key, events)
+def test_folding_leaves_the_pods_before_untouched(pods: Pods, event: Event) -> None:
     before = dict(pods)
 
     fold(pods, event)

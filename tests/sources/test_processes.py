@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.core.events import Listed, PodGone, PodSeen
+from accel.core.meshes import KNOWN, Profile
 from accel.core.model import Container, Pod, Role
 from accel.linux.process_events import Kind, ProcessEvent
 from accel.sources.processes import Member, ProcessSource, pod_from
-from accel.sources.profiles import KNOWN, Profile
 from tests.sources.recorded import HOST, RecordedNode, ScriptedHints
 
 ANY_UID = Profile("ours", frozenset({"proxy"}))
