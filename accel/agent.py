@@ -19,9 +19,11 @@ import msgspec
 
 import accel
 from accel import state
+from accel.broadcast import Broadcaster, now
 from accel.core.meshes import KNOWN
 from accel.core.plan import Pods, Policy, Want, fold, plan, pod_notes, want
 from accel.core.strategy import strategy
+from accel.datapath.connections import describe_event
 from accel.datapath.datapath import Datapath
 from accel.datapath.fitness import Fitness, examine
 from accel.datapath.generation import reserved
@@ -31,10 +33,12 @@ from accel.linux import cgroup as cgroups
 from accel.settings import Settings, SourceName
 from accel.sources.base import Source
 from accel.sources.processes import ProcessSource
+from accel.stream import ConnectionChanged, Lost
 
 log = logging.getLogger("accel")
 
 _LOOK_AGAIN_SECONDS = 300.0
+_COUNT_LOSSES_SECONDS = 1.0
 
 
 class CannotStart(AccelError):
@@ -110,8 +114,12 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
             fitness.era.value,
         )
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
-        keeper = Keeper(datapath, policy_of(settings, fitness), _Report(settings, fitness, shown))
+        broadcaster = Broadcaster()
+        report = _Report(settings, fitness, shown)
+        keeper = Keeper(datapath, policy_of(settings, fitness), report, broadcaster)
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(broadcaster.serve, settings.run_dir)
+            tasks.start_soon(_tell_connections, keeper)
             tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
 
@@ -154,6 +162,36 @@ async def _sweep(datapath: Datapath, period_seconds: float) -> None:
             log.info("forgot %d connections whose sockets are gone", swept)
 
 
+async def _tell_connections(keeper: Keeper) -> None:
+    """While somebody wants to hear of them: they are not for free."""
+    wanted = keeper.broadcaster.until_connections_are_wanted
+    while True:
+        await wanted(True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_relay_connections, keeper)
+            tasks.start_soon(_tell_losses, keeper)
+            await wanted(False)
+            tasks.cancel_scope.cancel()
+
+
+async def _relay_connections(keeper: Keeper) -> None:
+    async with contextlib.aclosing(keeper.datapath.events()) as records:
+        async for record in records:
+            names = {pod.netns: pod.name for pod in keeper.pods.values()}
+            change, connection = describe_event(record, keeper.datapath, names)
+            keeper.broadcaster.tell(ConnectionChanged(now(), change, connection))
+
+
+async def _tell_losses(keeper: Keeper) -> None:
+    before = keeper.datapath.statistics().events_lost
+    while True:
+        await anyio.sleep(_COUNT_LOSSES_SECONDS)
+        lost = keeper.datapath.statistics().events_lost
+        if lost > before:
+            keeper.broadcaster.tell(Lost(now(), lost - before, "kernel"))
+        before = lost
+
+
 def policy_of(settings: Settings, fitness: Fitness) -> Policy:
     return Policy(
         trust_apps=settings.trust_apps,
@@ -173,6 +211,7 @@ class Keeper:
     datapath: Datapath
     policy: Policy
     report: _Report
+    broadcaster: Broadcaster
     pods: Pods = field(default_factory=dict)
     _told: bool = False
 
@@ -186,7 +225,9 @@ class Keeper:
         if actions or pods != self.pods or not self._told:
             _log_changes(self.pods, pods)
             self.pods = pods
-            self.report.write(pods=_pod_states(pods, wanted, self.policy), problems=problems)
+            states = _pod_states(pods, wanted, self.policy)
+            self.report.write(pods=states, problems=problems)
+            self.broadcaster.take(states)
             self._told = True
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import accel
-from accel.cli import check, connections, demo, run, status, switch, verify
+from accel.cli import check, connections, demo, events, run, status, switch, verify
 from accel.cli import object as bpf_object
 
 _DESCRIPTION = """\
@@ -69,6 +69,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     _settings(sub)
     _pod(sub)
+    _json(sub)
+
+    sub = verb("events", events.events, "print pods, and what happens to them, as lines of JSON")
+    _settings(sub)
+    sub.add_argument("--follow", action="store_true", help="go on, event by event, until Ctrl-C")
+    sub.add_argument(
+        "--pods", dest="of_pods", action="store_true", help="with --follow: of pods only"
+    )
+    sub.add_argument(
+        "--connections",
+        dest="of_connections",
+        action="store_true",
+        help="with --follow: of connections only",
+    )
     _json(sub)
 
     sub = verb(

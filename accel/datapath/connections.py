@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 
 from accel.core.model import Role
 from accel.datapath.capture import Flow
@@ -13,6 +13,8 @@ from accel.datapath.layout import (
     Direction,
     End,
     EndState,
+    EventKind,
+    EventRecord,
     Hop,
     Listing,
     LiveEnd,
@@ -48,6 +50,27 @@ def describe(listing: Listing, datapath: Datapath, names: Names) -> dict[str, An
             for way in Way
         },
     }
+
+
+Change = Literal["accepted", "refused", "evicted", "closed"]
+
+_CHANGES: Mapping[EventKind, Change] = {
+    EventKind.ACCEPTED: "accepted",
+    EventKind.REFUSED: "refused",
+    EventKind.EVICTED: "evicted",
+    EventKind.CLOSED: "closed",
+}
+
+
+def describe_event(
+    record: EventRecord, datapath: Datapath, names: Names
+) -> tuple[Change, dict[str, Any]]:
+    """What happened, and to which connection: as describe(), but for what its sockets do now."""
+    unknown = (LiveEnd(TcpState.GONE, 0),) * 2
+    described = describe(Listing(record.key, record.connection, unknown), datapath, names)
+    for end in filter(None, (described["active"], described["passive"])):
+        del end["tcp_state"], end["queued_bytes"]
+    return _CHANGES[EventKind(record.kind)], described
 
 
 def _end(end: End, live: LiveEnd, names: Names) -> dict[str, Any] | None:

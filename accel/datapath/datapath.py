@@ -10,7 +10,7 @@ import errno
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -324,7 +324,7 @@ class Datapath(Closing):
         """Nobody reads events: whoever did may have died without saying so."""
         self._set("events_wanted", 0)
 
-    async def events(self) -> AsyncIterator[EventRecord]:
+    async def events(self) -> AsyncGenerator[EventRecord, None]:
         """Connections accepted, refused, evicted and closed, as they happen.
 
         The kernel keeps 1 MiB for a slow reader; what finds no room is lost and counted in
