@@ -148,7 +148,7 @@ class FakeRuntime:
     request_timeout: float = field(default_factory=lambda: scaled(10))
     pods: dict[str, nri.PodSandbox] = field(default_factory=dict)
     containers: dict[str, nri.Container] = field(default_factory=dict)
-    plugins: list[Plugin] = field(default_factory=list)
+    plugins: list[Plugin] = field(default_factory=list)  # see connected()
     answers: list[Answer] = field(default_factory=list)
     registrations: list[nri.RegisterPluginRequest] = field(default_factory=list)
 
@@ -192,6 +192,11 @@ class FakeRuntime:
 
     # --- what it does ---
 
+    def connected(self) -> tuple[Plugin, ...]:
+        """The plugins it has, one that it has listed to included."""
+        with self._lock:
+            return tuple(self.plugins)
+
     def start(self, pod: nri.PodSandbox, container: nri.Container) -> Future[list[Answer]]:
         """Start a container, made before or not; the answers to its events."""
 
@@ -234,11 +239,20 @@ class FakeRuntime:
 
     def call(self, method: str, message: object) -> Future[list[Answer]]:
         """Call every plugin by a method, asked for or not."""
-        return self._work.submit(self._call, method, message, lambda plugin: True)
+
+        def run() -> list[Answer]:
+            with self._lock:
+                return self._call(method, message, lambda plugin: True)
+
+        return self._work.submit(run)
+
+    def is_dialled(self) -> bool:
+        """Whether anybody is, or is about to be, told of events.  Waits for nobody."""
+        return any(not plugin.closed.is_set() for plugin in tuple(self._accepted))
 
     def send(self, data: bytes) -> None:
         """Have every plugin read this."""
-        for plugin in self.plugins:
+        for plugin in self.connected():
             plugin.send(data)
 
     def _tell(
@@ -269,10 +283,12 @@ class FakeRuntime:
                 connection, _ = listener.accept()
                 plugin = Plugin(connection, self.cut)
                 self._accepted.append(plugin)
-                if self._greet(plugin):
-                    self.plugins.append(plugin)
+                if self._configure(plugin):
+                    with self._lock:
+                        if self._synchronize(plugin):
+                            self.plugins.append(plugin)
 
-    def _greet(self, plugin: Plugin) -> bool:
+    def _configure(self, plugin: Plugin) -> bool:
         registration = plugin.registration(self.refusal)
         if registration is None or self.refusal:
             return False
@@ -291,12 +307,14 @@ class FakeRuntime:
             return False
         mask = decode(nri.ConfigureResponse, answer.payload).events
         plugin.events = frozenset(event for event in nri.Event if event and mask >> event - 1 & 1)
-        with self._lock:
-            return all(
-                (answer := plugin.call("Synchronize", part, self.request_timeout)) is not None
-                and decode(nri.SynchronizeResponse, answer.payload).more == part.more
-                for part in self._parts()
-            )
+        return True
+
+    def _synchronize(self, plugin: Plugin) -> bool:
+        return all(
+            (answer := plugin.call("Synchronize", part, self.request_timeout)) is not None
+            and decode(nri.SynchronizeResponse, answer.payload).more == part.more
+            for part in self._parts()
+        )
 
     def _parts(self) -> Iterable[nri.SynchronizeRequest]:
         pods, containers = list(self.pods.values()), list(self.containers.values())

@@ -38,7 +38,7 @@ class NriStage:
         """A pod of a proxy alone; its netns."""
         netns = self.next_netns()
         _, started = self.start(self.pod(netns), netns, "istio-proxy")
-        if not self.runtime.plugins:  # else it waits for whoever calls us
+        if not self.runtime.is_dialled():  # else it waits for whoever calls us
             started.result()
         return netns
 
