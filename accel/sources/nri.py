@@ -521,7 +521,7 @@ class _Node:
             self.stop(pod.id)
             return
         read = (netns.addresses(pid, self._proc) for pid in pids)
-        host_network = inode == self._host
+        host_network = inode == self._host or _is_without_network(pod)
         self._sandboxes[pod.id] = Sandbox(
             id=pod.id,
             uid=pod.uid,
@@ -576,3 +576,8 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 def _network(pod: nri.PodSandbox) -> str:
     """The path of its network namespace; empty when it has none of its own."""
     return next((ns.path for ns in pod.linux.namespaces if ns.type == "network"), "")
+
+
+def _is_without_network(pod: nri.PodSandbox) -> bool:
+    """Whether it has namespaces, but none of these is a network's: it is on the host's."""
+    return bool(pod.linux.namespaces) and not _network(pod)
