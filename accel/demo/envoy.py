@@ -58,12 +58,11 @@ def find_envoy() -> Path:
     )
 
 
-class Envoy:
-    """A running sidecar."""
+class Admin:
+    """The admin interface of a running Envoy, at a unix socket."""
 
-    def __init__(self, process: Process, admin: Path) -> None:
-        self.process = process
-        self._admin = admin
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def stats(self) -> dict[str, int]:
         """Envoy's counters and gauges by name, as its admin interface tells them."""
@@ -79,10 +78,18 @@ class Envoy:
             return False
 
     def _get(self, path: str) -> str:
-        connection = _UnixConnection(self._admin)
+        connection = _UnixConnection(self._path)
         with contextlib.closing(connection):
             connection.request("GET", path)
             return connection.getresponse().read().decode()
+
+
+class Envoy(Admin):
+    """A running sidecar."""
+
+    def __init__(self, process: Process, admin: Path) -> None:
+        super().__init__(admin)
+        self.process = process
 
 
 @contextlib.contextmanager

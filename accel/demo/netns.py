@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Netns:
-    """A new, empty network namespace with its loopback up; a context manager."""
+    """A new, empty network namespace with its loopback up; a context manager.  See also of()."""
 
     def __init__(self) -> None:
         # The namespace belongs to the thread that made it, which ends with this.
@@ -35,6 +35,17 @@ class Netns:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The namespace that a process is in, whoever made it.
+
+        Raises:
+            OSError: The process is gone, or not ours to look into.
+        """
+        found = cls.__new__(cls)
+        found.fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        return found
 
     def __repr__(self) -> str:
         return f"<Netns {self.inode if self.fd >= 0 else 'closed'}>"
