@@ -38,18 +38,21 @@ def by_key(*some: Pod) -> Pods:
     return {pod.key: pod for pod in some}
 
 
-containers = st.dictionaries(
-    CGROUPS,
-    st.tuples(st.sampled_from(Role), st.sampled_from([(), ("haproxy",)])),
+containers = st.lists(
+    st.sampled_from(
+        [
+            Container(cgroup_id, role, splices=splices)
+            for cgroup_id in range(10, 16)
+            for role in Role
+            for splices in ((), ("haproxy",))
+        ]
+    ),
+    unique_by=lambda container: container.cgroup_id,
     max_size=3,
-).map(
-    lambda facts: frozenset(
-        Container(cgroup_id, role, splices=splices) for cgroup_id, (role, splices) in facts.items()
-    )
-)
-said = st.none() | st.booleans()
-advices = st.builds(Advice, trust_apps=said, accelerate=said)
-overrides = st.builds(Override, trust_apps=said, accelerate=said)
+).map(frozenset)
+WORDS = [(trust, accelerate) for trust in (None, False, True) for accelerate in (None, False, True)]
+advices = st.sampled_from([Advice(*words) for words in WORDS])
+overrides = st.sampled_from([Override(*words) for words in WORDS])
 pods = st.builds(
     Pod,
     netns=st.integers(0, 4),
@@ -57,7 +60,7 @@ pods = st.builds(
     profile=st.just("istio"),
     containers=containers,
     addresses=st.frozensets(ADDRESSES, max_size=3),
-    proxy_uid=st.none() | st.just(1337),
+    proxy_uid=st.sampled_from([None, 1337]),
     accelerate=st.booleans(),
     uid=st.sampled_from(["u1", "u2", "u3"]),
     namespace=st.sampled_from(["", "shop"]),

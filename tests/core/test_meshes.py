@@ -284,6 +284,7 @@ def test_a_container_under_the_proxys_uid_in_its_cgroup_is_no_helper() -> None:
 
     assert not pod.accelerate
     assert "under one uid" in pod.reason
+    assert roles(pod) == {1: Role.UNKNOWN}
 
 
 def test_a_shared_cgroup_without_a_uid_tells_nothing() -> None:
