@@ -92,61 +92,68 @@ class KubeletAdvice:
         self._poll_seconds = poll_seconds
         self._relist_seconds = relist_seconds
         self._timing = timing or Timing()
-        self._complaint = Complaint("annotations of pods, from the kubelet")
-        self._book = AdviceBook()
-        self._told: AdviceListed | None = None  # while polling
 
     def events(self) -> AsyncGenerator[AdviceEvent, None]:
         """See AdviceSource.events(), and told_by() for who may step it."""
         return told_by(self._run)
 
     async def _run(self, tell: Tell) -> None:
+        teller = _Teller(tell)
+        complaint = Complaint("annotations of pods, from the kubelet")
         backoff = Backoff(self._timing.random)
         while True:
             try:
                 if self._socket.exists():
-                    await self._stream(tell)
+                    await self._stream(teller, complaint)
                 else:
-                    await self._poll(tell)
+                    await self._poll(teller)
+                    complaint.over()
+                    await self._timing.sleep(self._poll_seconds)
             except AccelError as error:
-                self._complaint.say(error)
+                complaint.say(error)
                 await self._timing.sleep(backoff.seconds(self._timing.now()))
 
-    async def _stream(self, tell: Tell) -> None:
-        self._told = None
+    async def _stream(self, teller: _Teller, complaint: Complaint) -> None:
         async with (
             Channel.open(str(self._socket)) as channel,
             aclosing(channel.stream(WATCH_PODS, WatchPodsRequest(), WatchPodsEvent)) as events,
         ):
-            found = await _first(events)
-            self._complaint.over()
-            await tell(self._listed(found))
+            await teller.listed(await _first(events))
+            complaint.over()
             with anyio.move_on_after(self._relist_seconds):
                 async for event in events:
-                    await self._take(event, tell)
+                    await teller.take(event)
                 raise KubeletError("the kubelet ended the stream of its pods")
 
-    async def _take(self, event: WatchPodsEvent, tell: Tell) -> None:
+    async def _poll(self, teller: _Teller) -> None:
+        _, found = decode_list(await get_pods(self._server, self._node))
+        await teller.listed({pod(each): advice(each) for each in found})
+
+
+class _Teller:
+    """What is written, and who is told of it."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._book = AdviceBook()
+        self._told: AdviceListed | None = None  # unless something was told since
+
+    async def listed(self, found: Mapping[Subject, Advice]) -> None:
+        """These are all; told when it is news."""
+        self._book.sweep()
+        self._book.see_all(PodUid, found)
+        if (listed := self._book.all()) != self._told:
+            await self._tell(listed)
+            self._told = listed
+
+    async def take(self, event: WatchPodsEvent) -> None:
         match _change(event):
             case (EventType.DELETED, subject, _):
                 self._book.leave(subject)
             case (_, subject, said):
                 if (news := self._book.see(subject, said)) is not None:
-                    await tell(news)
-
-    async def _poll(self, tell: Tell) -> None:
-        _, found = decode_list(await get_pods(self._server, self._node))
-        listed = self._listed({pod(each): advice(each) for each in found})
-        self._complaint.over()
-        if listed != self._told:
-            await tell(listed)
-            self._told = listed
-        await self._timing.sleep(self._poll_seconds)
-
-    def _listed(self, found: Mapping[Subject, Advice]) -> AdviceListed:
-        self._book.sweep()
-        self._book.see_all(PodUid, found)
-        return self._book.all()
+                    self._told = None
+                    await self._tell(news)
 
 
 async def _first(events: AsyncGenerator[WatchPodsEvent, None]) -> dict[Subject, Advice]:
