@@ -8,46 +8,99 @@ a peer that makes us answer but does not read the answers is hung up on.
 from __future__ import annotations
 
 import errno
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream
+import anyio.lowlevel
 
 from accel.rpc.errors import Code, RpcError, WireError
 
 _READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 1 << 20  # of what is to be written: those who wait for room do so above it
 _MAX_BACKLOG_BYTES = 4 << 20  # only answers that nobody waited for can bring it here
-
-_BROKEN = (anyio.BrokenResourceError, anyio.ClosedResourceError)
+_QUEUE_SECONDS = 0.05  # between two attempts to get into a full queue of a listener
+_QUEUE_ATTEMPTS = 100
 
 _REMEDIES = {
+    errno.EAGAIN: "the server accepts no connections: see whether it hangs",
     errno.ENOENT: "see whether the server runs; it may have its socket elsewhere",
     errno.ECONNREFUSED: "the server that made this socket is gone: see whether it is restarting",
     errno.EACCES: "run as root: the socket's file mode keeps others out",
-    errno.ENOTSOCK: "name the server's socket",
 }
 
 
-async def connect(path: str) -> ByteStream:
+class Socket:
+    """A connected socket that tasks wait for.
+
+    anyio's own UNIXSocketStream fails with InvalidStateError when it is cancelled in the same
+    round of the event loop in which data arrives (4.16; agronholm/anyio#1267 is one form of it):
+    whenever a channel is closed while the server has something to say.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+
+    async def receive(self) -> bytes:
+        """What is there, when something is; b"" at the end."""
+        await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self._socket.recv(_READ_BYTES)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        await anyio.lowlevel.checkpoint()
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._socket)
+
+    def shut_down(self) -> None:
+        """End both directions, and so whoever waits for either."""
+        with suppress(OSError):  # the other side was first
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """For when nobody waits for it any more."""
+        self._socket.close()
+
+
+async def connect(path: str) -> Socket:
     """A connection to the server that listens at this path.
 
     Raises:
         RpcError: UNAVAILABLE.
     """
+    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connecting.setblocking(False)
     try:
-        return await anyio.connect_unix(path)
+        for _ in range(_QUEUE_ATTEMPTS):
+            try:
+                connecting.connect(path)
+                return Socket(connecting)
+            except BlockingIOError as error:  # unlike TCP's, such a socket can only try again
+                full = error
+            await anyio.sleep(_QUEUE_SECONDS)
+        raise full
     except OSError as error:
-        # asyncio gives some errors without a number, and with the path in their text.
-        reason = error.strerror or str(error)
+        connecting.close()
         raise RpcError(
             Code.UNAVAILABLE,
-            f"connect to {path}: {reason}",
+            f"connect to {path}: {error.strerror or error}",
             remedy=_REMEDIES.get(error.errno or 0),
         ) from error
+    except BaseException:
+        connecting.close()
+        raise
 
 
 class Lost(Exception):
@@ -57,7 +110,7 @@ class Lost(Exception):
 class Connection(ABC):
     """What the wires have in common."""
 
-    def __init__(self, socket: ByteStream) -> None:
+    def __init__(self, socket: Socket) -> None:
         self._socket = socket
         self._outgoing = bytearray()
         self._to_write = anyio.Event()
@@ -102,33 +155,33 @@ class Connection(ABC):
         What the body raises comes out as it is, not in an ExceptionGroup.
         """
         failure: BaseException | None = None
-        async with self._socket, anyio.create_task_group() as group:
-            for task in (self._read_all, self._write_all, *tasks):
-                group.start_soon(task)
-            try:
-                yield
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001  raised again below
-                failure = error
-            finally:
-                self._lose("closed on our side")
-                group.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as group:
+                for task in (self._read_all, self._write_all, *tasks):
+                    group.start_soon(task)
+                try:
+                    yield
+                except anyio.get_cancelled_exc_class():
+                    raise
+                except BaseException as error:  # noqa: BLE001  raised again below
+                    failure = error
+                finally:
+                    self._lose("closed on our side")
+                    group.cancel_scope.cancel()
+        finally:
+            self._socket.close()
         if failure is not None:
             raise failure
 
     async def _read_all(self) -> None:
         try:
-            while True:
-                self._take(await self._socket.receive(_READ_BYTES))
+            while data := await self._socket.receive():
+                self._take(data)
                 if len(self._outgoing) > _MAX_BACKLOG_BYTES:
                     raise Lost("the server does not read what it asks for")
-        except anyio.EndOfStream:
-            await self._hang_up("the server closed the connection")
-        except _BROKEN as error:
-            await self._hang_up(_reason(error))
-        except (WireError, Lost) as error:
-            await self._hang_up(str(error))
+            self._lose("the server closed the connection")
+        except (OSError, WireError, Lost) as error:
+            self._lose(_reason(error))
 
     async def _write_all(self) -> None:
         try:
@@ -139,12 +192,8 @@ class Connection(ABC):
                 await self._socket.send(bytes(data))
                 self._written.set()
                 self._written = anyio.Event()
-        except _BROKEN as error:
-            await self._hang_up(_reason(error))
-
-    async def _hang_up(self, why: str) -> None:
-        self._lose(why)
-        await self._socket.aclose()
+        except OSError as error:
+            self._lose(_reason(error))
 
     def _lose(self, why: str) -> None:
         if self._why_gone is None:
@@ -152,7 +201,10 @@ class Connection(ABC):
             self._gone.set()
             self._written.set()
             self._let_go(why)
+            self._socket.shut_down()
 
 
 def _reason(error: Exception) -> str:
-    return f"the connection broke: {error.__cause__ or 'closed'}"
+    if isinstance(error, OSError):
+        return f"the connection broke: {error.strerror or error}"
+    return str(error)

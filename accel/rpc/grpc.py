@@ -28,7 +28,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import anyio
-from anyio.abc import ByteStream
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -46,7 +45,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from accel.rpc.connection import Connection, Lost, connect
+from accel.rpc.connection import Connection, Lost, Socket, connect
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import decode, encode
 
@@ -80,7 +79,7 @@ _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
 class Channel(Connection):
     """A connection to one gRPC server.  Make it by open()."""
 
-    def __init__(self, socket: ByteStream) -> None:
+    def __init__(self, socket: Socket) -> None:
         super().__init__(socket)
         self._h2 = _client()
         self._incoming = bytearray()

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import anyio
-from anyio.abc import ByteStream
 
 from accel.errors import AccelError
-from accel.rpc.connection import Connection, Lost, connect
+from accel.rpc.connection import Connection, Lost, Socket, connect
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import Int32, Int64, decode, encode, field, message
 
@@ -167,7 +166,7 @@ def handler(request: type[Q], answer: Callable[[Q], Awaitable[object]]) -> Handl
 class Peer(Connection):
     """A plugin's end of the connection to a runtime.  Make it by open()."""
 
-    def __init__(self, socket: ByteStream, service: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, socket: Socket, service: str, handlers: Mapping[str, Handler]) -> None:
         super().__init__(socket)
         self._service = service
         self._handlers = handlers
