@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import SocketAttribute
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from anyio.streams.tls import TLSListener, TLSStream
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import RequestReceived
 
 from accel.rpc.kubelet import EventType, ObjectMeta, Pod, WatchPodsEvent
 from accel.rpc.protobuf import encode
 from tests.patience import scaled
+from tests.rpc.server import Call, framed, serving
+
+Order = bytes | tuple[int, str] | None
+"""What to send; the status to end with; or None, to cut the connection."""
 
 
 @dataclass(slots=True)
@@ -35,23 +36,19 @@ class PodsApi:
 
     pods: dict[str, Mapping[str, str]] = field(default_factory=dict)
     opening: list[bytes] | None = None
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 16384
     paths: list[str] = field(default_factory=list)
-    _clients: list[_Client] = field(default_factory=list)
+    _streams: list[MemoryObjectSendStream[Order]] = field(default_factory=list)
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
     @classmethod
     @asynccontextmanager
     async def serve(cls, path: Path) -> AsyncIterator[PodsApi]:
         api = cls()
-        async with (
-            await anyio.create_unix_listener(path) as listener,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(listener.serve, api._serve)
+        async with serving(api._watch) as real:
+            await anyio.Path(path).symlink_to(real)
             yield api
-            tasks.cancel_scope.cancel()
-        await anyio.Path(path).unlink()
+            await anyio.Path(path).unlink()
 
     def put(self, uid: str, annotations: Mapping[str, str]) -> None:
         kind = EventType.MODIFIED if uid in self.pods else EventType.ADDED
@@ -63,21 +60,11 @@ class PodsApi:
         self.say(event(EventType.DELETED, uid, {}))
 
     def say(self, message: bytes) -> None:
-        for client in self._clients:
-            client.send(framed(message))
+        self.order(framed(message))
 
-    def say_raw(self, raw: bytes) -> None:
-        """Not a whole message, perhaps."""
-        for client in self._clients:
-            client.send(raw)
-
-    def end(self, status: int = 0, reason: str = "") -> None:
-        for client in self._clients:
-            client.end(status, reason)
-
-    def hang_up(self) -> None:
-        for client in self._clients:
-            client.hang_up()
+    def order(self, order: Order) -> None:
+        for stream in self._streams:
+            stream.send_nowait(order)
 
     async def watched(self, times: int = 1) -> None:
         """Until so many streams were begun."""
@@ -86,21 +73,31 @@ class PodsApi:
                 changed = self._changed
                 await changed.wait()
 
-    async def _serve(self, stream: ByteStream) -> None:
-        client = _Client(stream.extra(SocketAttribute.raw_socket), self.chunk_bytes)
-        async with stream, anyio.create_task_group() as tasks:
-            tasks.start_soon(client.write)
-            async for path in client.requests():
-                client.begin()
-                for message in self._opening():
-                    client.send(framed(message))
-                self._clients.append(client)
-                self.paths.append(path)
-                self._changed.set()
-                self._changed = anyio.Event()
-            tasks.cancel_scope.cancel()
-        if client in self._clients:
-            self._clients.remove(client)
+    async def _watch(self, call: Call) -> None:
+        send, orders = anyio.create_memory_object_stream[Order](1024)
+        for message in self._opening():
+            send.send_nowait(framed(message))
+        self._streams.append(send)
+        self.paths.append(call.method)
+        self._changed.set()
+        self._changed = anyio.Event()
+        try:
+            with send, orders:
+                await call.respond()
+                await self._follow(call, orders)
+        finally:
+            self._streams.remove(send)
+
+    async def _follow(self, call: Call, orders: MemoryObjectReceiveStream[Order]) -> None:
+        async for order in orders:
+            if order is None:
+                call.server.socket.shut_down()
+                return
+            if isinstance(order, bytes):
+                await call.data(order, piece=self.chunk_bytes)
+            else:
+                await call.status(*order)
+                return
 
     def _opening(self) -> list[bytes]:
         if self.opening is not None:
@@ -111,68 +108,6 @@ class PodsApi:
         ]
 
 
-class _Client:
-    """One connection, with one call.
-
-    On the bare socket: anyio's stream (4.16) sets the result of a cancelled receive() when
-    bytes come in the same round of the loop, an InvalidStateError.
-    """
-
-    def __init__(self, sock: socket.socket, chunk_bytes: int) -> None:
-        self._socket = sock
-        self._chunk_bytes = chunk_bytes
-        self._h2 = H2Connection(H2Configuration(client_side=False))
-        self._h2.initiate_connection()
-        self._call = 0
-        self._news = anyio.Event()
-        self._news.set()
-
-    async def requests(self) -> AsyncIterator[str]:
-        """The paths of the calls that come."""
-        while data := await self._receive():
-            for each in self._h2.receive_data(data):
-                if isinstance(each, RequestReceived):
-                    assert each.stream_id is not None
-                    self._call = each.stream_id
-                    yield dict(each.headers or ())[b":path"].decode()
-            self._news.set()
-
-    async def _receive(self) -> bytes:
-        await anyio.wait_readable(self._socket)
-        try:
-            return self._socket.recv(1 << 16)
-        except ConnectionError:
-            return b""
-
-    def begin(self) -> None:
-        headers = [(":status", "200"), ("content-type", "application/grpc")]
-        self._h2.send_headers(self._call, headers)
-        self._news.set()
-
-    def send(self, data: bytes) -> None:
-        most = min(self._chunk_bytes, self._h2.max_outbound_frame_size)
-        for start in range(0, len(data), most):
-            self._h2.send_data(self._call, data[start : start + most])
-        self._news.set()
-
-    def end(self, status: int, reason: str) -> None:
-        trailers = [("grpc-status", str(status)), ("grpc-message", reason)]
-        self._h2.send_headers(self._call, trailers, end_stream=True)
-        self._news.set()
-
-    def hang_up(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    async def write(self) -> None:
-        """What these tests send fits into the socket's buffer."""
-        with suppress(ConnectionError):
-            while True:
-                await self._news.wait()
-                self._news = anyio.Event()
-                self._socket.send(self._h2.data_to_send())
-
-
 def event(kind: EventType, uid: str, annotations: Mapping[str, str]) -> bytes:
     """One of a pod with some more fields than accel reads, as a real one has."""
     metadata = ObjectMeta(
@@ -180,11 +115,6 @@ def event(kind: EventType, uid: str, annotations: Mapping[str, str]) -> bytes:
     )
     spec_and_status = bytes.fromhex("1203420161") + bytes.fromhex("1a050a0352756e")
     return encode(WatchPodsEvent(type=kind, pod=encode(Pod(metadata=metadata)) + spec_and_status))
-
-
-def framed(message: bytes) -> bytes:
-    """As gRPC sends a message."""
-    return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 @dataclass(slots=True)

@@ -17,9 +17,10 @@ from accel.rpc.kubelet import WATCH_PODS, EventType, WatchPodsEvent
 from accel.rpc.protobuf import encode
 from accel.sources import kubelet
 from accel.sources.kubelet import KubeletAdvice, KubeletError, KubeletServer, get_pods
+from tests.rpc.server import framed
 from tests.sources.clusters import NODE, Account, Pauses, listening, pod_object
 from tests.sources.conftest import Certificate
-from tests.sources.fake_kubelet import PodsApi, PodsOverHttps, event, framed
+from tests.sources.fake_kubelet import PodsApi, PodsOverHttps, event
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +98,7 @@ async def test_a_lost_stream_is_begun_again(
     async with listening(streaming) as told:
         await told.next()
         api.pods["a"] = SAYS_OFF  # while nobody listens
-        api.hang_up()
+        api.order(None)
         assert await told.next() == AdviceListed({A: OFF, B: OFF})
 
     assert len(pauses.seconds) == 1
@@ -109,7 +110,7 @@ async def test_who_has_left_is_forgotten_late(api: PodsApi, streaming: KubeletAd
         await told.next()
         api.delete("b")
         while told.nothing():
-            api.hang_up()
+            api.order(None)
             await api.watched(len(api.paths) + 1)
         assert await told.next() == AdviceListed({A: NO_ADVICE})
 
@@ -122,7 +123,7 @@ async def test_a_stream_that_the_kubelet_ends(
 ) -> None:
     async with listening(streaming) as told:
         await told.next()
-        api.end(status, "shutting down")
+        api.order((status, "shutting down"))
         await api.watched(2)
         api.put("a", SAYS_OFF)
         assert await told.next() == AdviceSeen(A, OFF)
@@ -174,8 +175,8 @@ async def test_a_message_that_never_ends(api: PodsApi, streaming: KubeletAdvice)
     async with listening(streaming) as told:
         await told.next()
         whole = framed(event(EventType.MODIFIED, "a", SAYS_OFF))
-        api.say_raw(whole[:-1])
-        api.hang_up()
+        api.order(whole[:-1])
+        api.order(None)
         await api.watched(2)
         api.put("b", {})
         assert await told.next() == AdviceSeen(B, NO_ADVICE)
