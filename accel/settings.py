@@ -59,6 +59,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the API server is watched for what annotations of pods and namespaces say
     now.  Off: those of a pod count as they were when it began, those of namespaces not."""
 
+    node_name: str = ""
+    """What Kubernetes calls this node, for `kubernetes`.  In a pod from the field
+    spec.nodeName.  Default: NODE_NAME in the environment."""
+
+    kubeconfig: Path | None = None
+    """How to reach the API server when the agent is no pod.  Default: as a pod, by its
+    service account."""
+
+    start_jitter_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    """The API server is first asked at a random moment within so many seconds, since a
+    rollout starts the agents of all nodes together."""
+
     cgroup: Path | None = None
     """The cgroup v2 directory below which sockets are looked at.  Default: the root of
     the hierarchy, found in /proc/self/mountinfo, because pods may be anywhere.  Set it to
