@@ -36,6 +36,18 @@ def parse_link(target: str) -> int:
     return int(target.removeprefix("net:[").removesuffix("]"))
 
 
+def inode_at(path: str, proc: str = PROC) -> int | None:
+    """Inode number of the network namespace that is mounted on this path in the mount
+    namespace of PID 1; None when none is."""
+    try:
+        status = os.stat(f"{proc}/1/root{path}")
+        nsfs = os.stat(f"{PROC}/self/ns/net").st_dev
+    except (OSError, ValueError):
+        return None
+    # Where it is not mounted any more, the file is an ordinary one with any inode.
+    return status.st_ino if status.st_dev == nsfs else None
+
+
 def names(directory: str = _NAMED) -> dict[int, str]:
     """Names by inode, as `ip netns` gives them: files on which a namespace is mounted."""
     found: dict[int, str] = {}

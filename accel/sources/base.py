@@ -22,6 +22,11 @@ class Source(Protocol):
         nothing falls between.  After it, folding all events gives the pods as they are
         now; a repeated event changes nothing, and Listed may come again at any time.
 
+        Who asks for the next event is through with the last one: has folded it, and written
+        the maps.  A source whose runtime waits for that (NRI) answers it then, or when it
+        has waited long enough.  So act on an event before asking for another, and do not
+        collect them.
+
         What a source cannot see for a while it does not report gone.  An error that
         it cannot repair leaves through here.  Close the generator (contextlib.aclosing)
         to let go of what it holds.
