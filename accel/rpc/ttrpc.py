@@ -251,18 +251,20 @@ class Peer(Connection):
             while self._waiting:
                 frame = self._waiting.popleft()
                 self._waiting_bytes -= len(frame.data)
-                response = encode(await self._answer(frame))
+                try:
+                    request = decode(Request, frame.data)
+                except WireError as error:
+                    # Not an answer: NRI's runtimes fail a pod for one that is an error.
+                    self._lose(str(error))
+                    return
+                response = encode(await self._answer(request, frame.flags))
                 self._write(pack(Frame(PLUGIN_CONNECTION, frame.stream, RESPONSE, data=response)))
             self._arrived = anyio.Event()
             await self._arrived.wait()
 
-    async def _answer(self, frame: Frame) -> Response:
-        try:
-            request = decode(Request, frame.data)
-        except WireError as error:
-            return _refusal(Code.INVALID_ARGUMENT, str(error))
+    async def _answer(self, request: Request, flags: int) -> Response:
         handle = self._handlers.get(request.method) if request.service == self._service else None
-        if handle is None or frame.flags & REMOTE_OPEN:
+        if handle is None or flags & REMOTE_OPEN:
             return _refusal(
                 Code.UNIMPLEMENTED, f"{request.service}/{request.method} is not implemented"
             )
