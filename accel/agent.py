@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import msgspec
 
 from accel import state
 from accel.broadcast import Broadcaster, now
-from accel.core.meshes import KNOWN
+from accel.composing import Notice, advice_sources, pod_sources
 from accel.core.plan import Pods, Policy
 from accel.datapath.connections import describe_event
 from accel.datapath.datapath import Datapath
@@ -29,15 +30,15 @@ from accel.errors import AccelError
 from accel.following import Following
 from accel.keeper import About, Keeper
 from accel.linux import cgroup as cgroups
-from accel.settings import Settings, SourceName
-from accel.sources.base import Source
-from accel.sources.processes import ProcessSource
+from accel.settings import Settings
 from accel.stream import ConnectionChanged, Lost
 
 log = logging.getLogger("accel")
 
 _LOOK_AGAIN_SECONDS = 300.0
 _COUNT_LOSSES_SECONDS = 1.0
+# How long a source may take to list; one that asks the API server begins later than others.
+_LIST_SECONDS = 30.0
 
 
 class CannotStart(AccelError):
@@ -57,7 +58,9 @@ async def run(settings: Settings) -> None:
     with state.only_agent(settings.run_dir):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
-            await _accelerate(settings, await _fit(settings))
+            notice = Notice(settings)
+            tasks.start_soon(notice.run)
+            await _accelerate(settings, await _fit(settings, notice), notice)
 
 
 async def _stop_on_signal(scope: anyio.CancelScope) -> None:
@@ -68,7 +71,7 @@ async def _stop_on_signal(scope: anyio.CancelScope) -> None:
             return
 
 
-async def _fit(settings: Settings) -> Fitness:
+async def _fit(settings: Settings, notice: Notice) -> Fitness:
     """The node's fitness, once it is fit; idle until then."""
     told: tuple[str, ...] = ()
     while True:
@@ -83,6 +86,7 @@ async def _fit(settings: Settings) -> Fitness:
         if fitness.reasons != told:
             told = fitness.reasons
             _log_idle(fitness)
+            notice.idle(fitness.reasons)
         await anyio.sleep(_LOOK_AGAIN_SECONDS)
 
 
@@ -96,9 +100,9 @@ def _log_idle(fitness: Fitness) -> None:
         )
 
 
-async def _accelerate(settings: Settings, fitness: Fitness) -> None:
+async def _accelerate(settings: Settings, fitness: Fitness, notice: Notice) -> None:
     mount = cgroups.hierarchy()
-    source = _source(settings, mount)
+    pods, advice = pod_sources(settings, mount), advice_sources(settings)
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
@@ -115,29 +119,19 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
         )
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
         broadcaster = Broadcaster()
-        keeper = Keeper(datapath, _about(settings, fitness, shown), broadcaster)
+        names = [*(source.name for source in pods), *(source.name for source in advice)]
+        about = _about(settings, fitness, shown, names)
+        keeper = Keeper(datapath, about, (broadcaster.take, notice.pods))
         within = partial(_below, cgroup) if cgroup != mount.point else _all
-        following = Following((source,), (), keeper, within)
+        patience = _LIST_SECONDS + (settings.start_jitter_seconds if advice else 0.0)
+        following = Following(pods, advice, keeper, within, give_up_seconds=patience)
+        notice.active(f"Linux {os.uname().release}")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(broadcaster.serve, settings.run_dir)
-            tasks.start_soon(_tell_connections, keeper)
+            tasks.start_soon(_tell_connections, keeper, broadcaster)
             tasks.start_soon(keeper.tell_people)
             tasks.start_soon(following.run)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
-
-
-def _source(settings: Settings, mount: cgroups.Mount) -> Source:
-    if settings.source != (SourceName.PROCESSES,) or settings.kubernetes:
-        raise CannotStart(
-            f"source {', '.join(settings.source)}{' with kubernetes' * settings.kubernetes}: "
-            "only processes can be followed",
-            remedy="set source to processes, and kubernetes to false",
-        )
-    return ProcessSource(
-        mount,
-        profiles=(*settings.profiles, *KNOWN),
-        relist_seconds=settings.relist_seconds,
-    )
 
 
 def _all(pods: Pods) -> Pods:
@@ -161,33 +155,33 @@ async def _sweep(datapath: Datapath, period_seconds: float) -> None:
             log.info("forgot %d connections whose sockets are gone", swept)
 
 
-async def _tell_connections(keeper: Keeper) -> None:
+async def _tell_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
     """While somebody wants to hear of them: they are not for free."""
-    wanted = keeper.broadcaster.until_connections_are_wanted
+    wanted = broadcaster.until_connections_are_wanted
     while True:
         await wanted(True)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_relay_connections, keeper)
-            tasks.start_soon(_tell_losses, keeper)
+            tasks.start_soon(_relay_connections, keeper, broadcaster)
+            tasks.start_soon(_tell_losses, keeper.datapath, broadcaster)
             await wanted(False)
             tasks.cancel_scope.cancel()
 
 
-async def _relay_connections(keeper: Keeper) -> None:
+async def _relay_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
     async with contextlib.aclosing(keeper.datapath.events()) as records:
         async for record in records:
             names = {pod.netns: pod.name for pod in keeper.pods.values()}
             change, connection = describe_event(record, keeper.datapath, names)
-            keeper.broadcaster.tell(ConnectionChanged(now(), change, connection))
+            broadcaster.tell(ConnectionChanged(now(), change, connection))
 
 
-async def _tell_losses(keeper: Keeper) -> None:
-    before = keeper.datapath.statistics().events_lost
+async def _tell_losses(datapath: Datapath, broadcaster: Broadcaster) -> None:
+    before = datapath.statistics().events_lost
     while True:
         await anyio.sleep(_COUNT_LOSSES_SECONDS)
-        lost = keeper.datapath.statistics().events_lost
+        lost = datapath.statistics().events_lost
         if lost > before:
-            keeper.broadcaster.tell(Lost(now(), lost - before, "kernel"))
+            broadcaster.tell(Lost(now(), lost - before, "kernel"))
         before = lost
 
 
@@ -203,10 +197,12 @@ def policy_of(settings: Settings, fitness: Fitness) -> Policy:
     )
 
 
-def _about(settings: Settings, fitness: Fitness, cgroup: Path | None) -> About:
+def _about(
+    settings: Settings, fitness: Fitness, cgroup: Path | None, sources: Iterable[str] = ()
+) -> About:
     return About(
         run_dir=settings.run_dir,
-        source=", ".join(settings.source),
+        source=", ".join(sources or settings.source),
         cgroup=cgroup,
         policy=policy_of(settings, fitness),
         era=fitness.era,

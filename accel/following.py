@@ -19,8 +19,6 @@ from accel.state import SourceState
 
 _log = logging.getLogger(__name__)
 
-# A source that has not listed by then is not waited for: pods of others are accelerated.
-_GIVE_UP_SECONDS = 30.0
 _AGAIN_SECONDS = (1.0, 60.0)
 
 
@@ -41,6 +39,8 @@ class Following:
     Args:
         pods: Where two speak of one pod, the first wins.
         within: What of the merged pods is our business.
+        give_up_seconds: A source that has not listed by then is not waited for: pods that
+            others know are accelerated.
     """
 
     def __init__(
@@ -49,7 +49,10 @@ class Following:
         advice: tuple[AdviceSource, ...],
         taker: Taker,
         within: Callable[[Pods], Pods] = lambda pods: pods,
+        *,
+        give_up_seconds: float = 30.0,
     ) -> None:
+        self._give_up_seconds = give_up_seconds
         self._sources: tuple[Source | AdviceSource, ...] = (*pods, *advice)
         self._truth = expecting([s.name for s in pods], [s.name for s in advice])
         self._taker = taker
@@ -106,7 +109,7 @@ class Following:
             self._note_sources()
 
     async def _give_up_some(self) -> None:
-        await anyio.sleep(_GIVE_UP_SECONDS)
+        await anyio.sleep(self._give_up_seconds)
         for name in awaited(self._truth):
             _log.warning("source %s has not listed yet; going on without it", name)
             self._truth = give_up(self._truth, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,6 @@ import msgspec
 
 import accel
 from accel import state
-from accel.broadcast import Broadcaster
 from accel.core.merge import Truth, restrain
 from accel.core.model import Pod
 from accel.core.plan import Pods, Policy, Want, plan, pod_notes, want
@@ -22,6 +21,8 @@ from accel.core.strategy import Era, pod_paths, strategy
 from accel.datapath.datapath import Datapath
 
 log = logging.getLogger("accel")
+
+States = tuple[state.PodState, ...]
 
 # Of many changes that come together one report is made.
 _PACE_SECONDS = 0.05
@@ -59,10 +60,13 @@ class Keeper:
     People are told by tell_people(), which has to run beside it.
     """
 
-    def __init__(self, datapath: Datapath, about: About, broadcaster: Broadcaster) -> None:
+    def __init__(
+        self, datapath: Datapath, about: About, hearers: Iterable[Callable[[States], None]]
+    ) -> None:
+        """`hearers` are told the states of all pods whenever one has changed."""
         self.pods: Pods = {}
         self.datapath = datapath
-        self.broadcaster = broadcaster
+        self._hearers = tuple(hearers)
         self._about = about
         self._base = about.base(usable=True)
         self._have: Want | None = None
@@ -102,7 +106,8 @@ class Keeper:
             await self._news.wait()
             self._news = anyio.Event()
             states = tuple(self._states())
-            self.broadcaster.take(states)
+            for hear in self._hearers:
+                hear(states)
             changed = msgspec.structs.replace(
                 self._base, pods=states, problems=self._problems, sources=dict(self._sources)
             )

@@ -49,7 +49,7 @@ class LogFormat(StrEnum):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one agent.  A key of the file, ACCEL_KEY and --key are one thing."""
 
-    source: tuple[SourceName, ...] = (SourceName.PROCESSES,)
+    source: tuple[SourceName, ...] = (SourceName.AUTO,)
     """Where pods are learnt from: one of these, or several with commas, of which the first
     wins where two speak of one pod.  "nri": the runtime calls before a container starts;
     "containerd": its events; "cri": lists of any runtime; "processes" needs no runtime and

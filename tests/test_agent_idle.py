@@ -13,6 +13,7 @@ import pytest
 
 from accel import agent, state
 from accel.cli import status
+from accel.composing import Notice
 from accel.core.strategy import Era
 from accel.datapath import selftest
 from accel.datapath.fitness import Finding, Fitness, Status
@@ -47,7 +48,7 @@ def test_it_looks_again_and_says_each_reason_once(
 ) -> None:
     _answer(monkeypatch, UNFIT, UNFIT, FIT)
     with caplog.at_level(logging.WARNING):
-        assert anyio.run(agent._fit, settings) is FIT
+        assert anyio.run(agent._fit, settings, Notice(settings)) is FIT
     assert caplog.messages == [
         "this node is not accelerated: self-test: not done after 60 s (try: look again)"
     ]
@@ -61,7 +62,7 @@ def test_what_keeps_it_from_starting_is_in_its_status(
 ) -> None:
     _answer(monkeypatch, BROKEN)
     with pytest.raises(agent.CannotStart, match="not mounted") as caught:
-        anyio.run(agent._fit, settings)
+        anyio.run(agent._fit, settings, Notice(settings))
     assert caught.value.remedy == "mount it"
     told = state.read(settings.run_dir)
     assert told is not None

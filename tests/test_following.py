@@ -80,11 +80,14 @@ class Taker:
 
 @asynccontextmanager
 async def followed(
-    *sources: Named, within: Callable[[Pods], Pods] = lambda pods: pods
+    *sources: Named,
+    within: Callable[[Pods], Pods] = lambda pods: pods,
+    give_up_seconds: float = 30.0,
 ) -> AsyncIterator[Taker]:
     taker = Taker()
+    following = Following(sources, (), taker, within, give_up_seconds=give_up_seconds)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Following(sources, (), taker, within).run)
+        tasks.start_soon(following.run)
         yield taker
         tasks.cancel_scope.cancel()
 
@@ -155,11 +158,9 @@ async def test_the_only_one_takes_the_agent_along() -> None:
     assert caught.group_contains(AccelError, match="the runtime said no")
 
 
-async def test_one_that_never_lists_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(following, "_GIVE_UP_SECONDS", 0.001)
-    async with followed(Silent("nri"), Named("processes", ONE)) as taker:
+async def test_one_that_never_lists_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    sources = (Silent("nri"), Named("processes", ONE))
+    async with followed(*sources, give_up_seconds=0.001) as taker:
         await until(lambda: bool(taker.pods) and not taker.awaited)
     assert "source nri has not listed yet" in caplog.text
 

@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument(
         "--source",
         help="where pods are learnt from: auto, nri, containerd, cri, processes, or several with "
-        "commas (processes)",
+        "commas (auto)",
     )
     sub.add_argument(
         "--kubernetes",

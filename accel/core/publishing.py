@@ -28,7 +28,6 @@ class Reason(StrEnum):
     ACTIVE = "AccelerationActive"
     UNSUPPORTED = "AccelerationUnsupported"
     POD_NOT_ACCELERATED = "PodNotAccelerated"
-    ANNOTATION_NOT_UNDERSTOOD = "AnnotationNotUnderstood"
 
 
 @dataclass(frozen=True, slots=True)
