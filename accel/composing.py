@@ -64,7 +64,7 @@ def advice_sources(settings: Settings) -> tuple[AdviceSource, ...]:
     The kubelet's stream is taken wherever it is: it needs no right but to its socket.
 
     Raises:
-        SettingsError: The API server is wanted, and this node's name is not given.
+        SettingsError: The API server or the kubelet is wanted, and this node's name is not given.
     """
     sources: list[AdviceSource] = []
     if settings.kubernetes:
@@ -75,7 +75,9 @@ def advice_sources(settings: Settings) -> tuple[AdviceSource, ...]:
                 start_jitter_seconds=settings.start_jitter_seconds,
             )
         )
-    if PODS_SOCKET.exists():
+    if settings.kubelet:
+        sources.append(KubeletAdvice(_node_name(settings)))
+    elif PODS_SOCKET.exists():
         sources.append(KubeletAdvice(settings.node_name))
     return tuple(sources)
 

@@ -59,8 +59,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the API server is watched for what annotations of pods and namespaces say
     now.  Off: those of a pod count as they were when it began, those of namespaces not."""
 
+    kubelet: bool = False
+    """Whether the node's kubelet is asked for what annotations of pods say now, each 30 s.
+    Where it has a stream of them (Kubernetes 1.37) that is taken unasked."""
+
     node_name: str = ""
-    """What Kubernetes calls this node, for `kubernetes`.  In a pod from the field
+    """What Kubernetes calls this node, for `kubernetes` and `kubelet`.  In a pod from the field
     spec.nodeName.  Default: NODE_NAME in the environment."""
 
     kubeconfig: Path | None = None
