@@ -104,9 +104,9 @@ class Roster:
         """There is this sandbox.
 
         Returns:
-            False when the process that holds its namespaces has ended, so that the runtime
-            will say soon that it is no more.  Without anything that runs in it, it counts as
-            ended.
+            False when no process shows that it goes on, so that the runtime may say soon
+            that it is no more.  Where the one that holds its namespaces has ended, and
+            nothing else runs in it, it counts as ended.
         """
         sandbox_id = told.sandbox.id
         self._sandboxes[sandbox_id] = told
@@ -114,7 +114,7 @@ class Roster:
         if told.pid and not self._lives.alive(sandbox_id):
             self._watch(sandbox_id, told.pid)
         self._settle(sandbox_id)
-        return not told.pid or sandbox_id in self._first
+        return sandbox_id in self._first or bool(not told.pid and self._running[sandbox_id])
 
     def start(self, told: ToldContainer) -> bool:
         """This container runs.

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.source import CHECKS, FakeStage, Stage
+from tests.sources.cri_stage import cri_stage
+from tests.sources.fake_cri import Flavour
 from tests.sources.nri_stage import nri_stage
 from tests.sources.recorded import RecordedStage
 
@@ -17,7 +19,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["fake", "processes", "nri"])
+@pytest.fixture(params=["fake", "processes", "nri", *Flavour])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     match request.param:
         case "fake":
@@ -26,6 +28,9 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
             yield RecordedStage(tmp_path)
         case "nri":
             with nri_stage(tmp_path) as stage:
+                yield stage
+        case Flavour() as flavour:
+            with cri_stage(tmp_path, flavour) as stage:
                 yield stage
 
 

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from accel.linux import cgroup
 from accel.sources.nri import NriSource
 from tests.contract.source import follow
 from tests.patience import scaled
+from tests.runtime.following import following, listening
 from tests.runtime.node import MESHED, Container, Node, Pod
 from tests.runtime.releases import PROJECT, releases
 
@@ -38,26 +39,6 @@ def anyio_backend() -> str:
 def source(node: Node, *, hold_seconds: float = 0.25) -> NriSource:
     socket = str(node.nri_socket)
     return NriSource(cgroup.hierarchy(), socket=socket, hold_seconds=hold_seconds)
-
-
-@asynccontextmanager
-async def listening(source: NriSource) -> AsyncIterator[tuple[AsyncGenerator[Event, None], Pods]]:
-    with anyio.fail_after(scaled(60)):
-        async with aclosing(source.events()) as events:
-            yield events, fold({}, await anext(events))
-
-
-async def following(
-    events: AsyncGenerator[Event, None],
-    pods: Pods,
-    do: Callable[[], object],
-    until: Callable[[Pods], bool],
-) -> Pods:
-    """Take events, as an agent does, while the runtime is made to do something."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(anyio.to_thread.run_sync, do)
-        pods = await follow(events, pods, until)
-    return pods
 
 
 # --- what it tells --------------------------------------------------------------------------
