@@ -20,7 +20,7 @@ import msgspec
 from accel import state
 from accel.broadcast import Broadcaster, now
 from accel.composing import Notice, advice_sources, pod_sources
-from accel.core.plan import Pods, Policy
+from accel.core.plan import Pods
 from accel.datapath.connections import describe_event
 from accel.datapath.datapath import Datapath
 from accel.datapath.fitness import Fitness, examine
@@ -30,6 +30,7 @@ from accel.errors import AccelError
 from accel.following import Following
 from accel.keeper import About, Keeper
 from accel.linux import cgroup as cgroups
+from accel.policy import policy_of
 from accel.settings import Settings
 from accel.stream import ConnectionChanged, Lost
 
@@ -183,18 +184,6 @@ async def _tell_losses(datapath: Datapath, broadcaster: Broadcaster) -> None:
         if lost > before:
             broadcaster.tell(Lost(now(), lost - before, "kernel"))
         before = lost
-
-
-def policy_of(settings: Settings, fitness: Fitness) -> Policy:
-    return Policy(
-        trust_apps=settings.trust_apps,
-        trust_possible=fitness.trust_possible,
-        trust_forced=settings.force_trust,
-        enrol_apps_possible=fitness.enrol_apps_possible,
-        overrides=settings.pods,
-        namespaces=settings.namespaces,
-        accelerate=settings.accelerate,
-    )
 
 
 def _about(
