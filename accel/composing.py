@@ -27,7 +27,7 @@ _log = logging.getLogger("accel")
 
 def pod_sources(settings: Settings, mount: cgroups.Mount) -> tuple[Source, ...]:
     """The sources of pods, the best first."""
-    sockets = _sockets(settings.source)
+    sockets = _sockets(settings)
     meshes = (*settings.profiles, *KNOWN)
     relist = settings.relist_seconds
     make: Mapping[SourceName, Callable[[str], Source]] = {
@@ -45,17 +45,21 @@ def pod_sources(settings: Settings, mount: cgroups.Mount) -> tuple[Source, ...]:
     return tuple(make[name](socket) for name, socket in sockets.items())
 
 
-def _sockets(asked: tuple[SourceName, ...]) -> Mapping[SourceName, str]:
+def _sockets(settings: Settings) -> Mapping[SourceName, str]:
     """Which sources, and where the runtime of each listens; "auto" stands for what there is."""
-    sockets: dict[SourceName, str] = {}
-    for name in asked:
-        if name is SourceName.AUTO:
-            for found in discover():
-                _log.info("source auto: %s", found)
-                sockets.setdefault(SourceName(found.name), found.socket)
-        else:
-            sockets.setdefault(name, "" if name is SourceName.PROCESSES else socket_of(name))
-    return sockets
+    if settings.source == (SourceName.AUTO,):
+        found = discover()
+        for source in found:
+            _log.info("source auto: %s", source)
+        usual = {SourceName(source.name): source.socket for source in found}
+    else:
+        usual = {name: socket_of(name) for name in settings.source}
+    told = {
+        SourceName.NRI: settings.nri_socket,
+        SourceName.CONTAINERD: settings.runtime_socket,
+        SourceName.CRI: settings.runtime_socket,
+    }
+    return {name: str(told.get(name) or socket) for name, socket in usual.items()}
 
 
 def advice_sources(settings: Settings) -> tuple[AdviceSource, ...]:

@@ -55,6 +55,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     "containerd": its events; "cri": lists of any runtime; "processes" needs no runtime and
     follows the processes of this node; "auto" takes the best that this node has."""
 
+    runtime_socket: Path | None = None
+    """Where the container runtime listens, for "containerd" and "cri".  Default: the first
+    of the usual places at which there is one."""
+
+    nri_socket: Path | None = None
+    """Where the runtime listens for NRI plugins.  Default: /run/nri/nri.sock."""
+
     kubernetes: bool = False
     """Whether the API server is watched for what annotations of pods and namespaces say
     now.  Off: those of a pod count as they were when it began, those of namespaces not."""

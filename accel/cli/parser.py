@@ -48,6 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         const=True,
         help="watch the API server for annotations as they are now",
     )
+    sub.add_argument("--runtime-socket", metavar="PATH", help="of containerd, or any CRI runtime")
+    sub.add_argument("--nri-socket", metavar="PATH", help="where NRI plugins are served")
     sub.add_argument(
         "--max-connections", metavar="N", help="connections accelerated at once (65536)"
     )

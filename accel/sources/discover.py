@@ -61,8 +61,10 @@ def discover(root: Path = Path("/")) -> tuple[Found, ...]:
 
 
 def socket_of(name: str, root: Path = Path("/")) -> str:
-    """Where the runtime of that source listens; the usual place if it is nowhere now."""
-    places = {"nri": NRI, "containerd": CONTAINERD, "cri": (*CONTAINERD, *CRI)}[name]
+    """Where the runtime of that source listens, if it has one; the usual place if nowhere now."""
+    places = {"nri": NRI, "containerd": CONTAINERD, "cri": (*CONTAINERD, *CRI)}.get(name)
+    if places is None:
+        return ""
     return next((found.socket for found in _first(root, name, places)), places[0])
 
 
