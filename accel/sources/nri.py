@@ -43,7 +43,7 @@ from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import decode, encode
 from accel.rpc.ttrpc import Handler, Peer
 from accel.sources.handover import Desk, beside
-from accel.sources.pacing import Backoff, Complaint
+from accel.sources.pacing import Complaint, LocalBackoff
 from accel.sources.runtime import Roster, ToldContainer, ToldSandbox
 
 _log = logging.getLogger(__name__)
@@ -136,14 +136,14 @@ class _Plugin:
         """Until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_ends)
-            backoff = _Backoff(random.Random())
+            backoff = LocalBackoff(random.Random())
             while True:
                 session = _Session(self._roster, self._desk, self._hold, self._reading)
                 try:
                     await session.run(self._socket)
                 except AccelError as error:
                     if session.listed:
-                        backoff = _Backoff(random.Random())
+                        backoff = LocalBackoff(random.Random())
                         self._complaint.over()
                     self._complaint.say(error)
                 await anyio.sleep(backoff.seconds(anyio.current_time()))
@@ -153,13 +153,6 @@ class _Plugin:
         while True:
             await self._roster.ends()
             self._desk.put(self._roster.pods())
-
-
-class _Backoff(Backoff):
-    """This node's own agent is all that comes back to this node's runtime."""
-
-    FIRST_SECONDS = 0.1
-    MOST_SECONDS = 5.0
 
 
 class _Session:

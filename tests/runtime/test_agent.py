@@ -153,7 +153,7 @@ def test_nothing_is_lost_whatever_is_killed(
         shop = Shop.open(empty_node, files)
         wait_until(are_accelerated(instance), lambda: pods(instance))
         shop.fetch_slowly("big")
-        wait_until(lambda: min(redirected(instance).values()) > 0, lambda: redirected(instance))
+        wait_until(lambda: redirected(instance)["sidecar-app", "response"] > 0)
         agent.end(signal.SIGKILL)
         empty_node.stop_containerd(signal.SIGKILL)
         empty_node.start_containerd()
