@@ -40,7 +40,7 @@ from accel.rpc import cri
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.grpc import Channel
 from accel.sources.handover import Desk, beside
-from accel.sources.pacing import Backoff, Complaint
+from accel.sources.pacing import Complaint, LocalBackoff
 from accel.sources.runtime import Roster, ToldContainer, ToldSandbox
 
 T = TypeVar("T")
@@ -248,13 +248,6 @@ async def follow(
                     yield event
 
 
-class _Backoff(Backoff):
-    """This node's own agent is all that comes back to this node's runtime."""
-
-    FIRST_SECONDS = 0.1
-    MOST_SECONDS = 5.0
-
-
 class _Follower:
     """See the module."""
 
@@ -276,7 +269,7 @@ class _Follower:
         """Until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_ends)
-            backoff = _Backoff(random.Random())
+            backoff = LocalBackoff(random.Random())
             while True:
                 self._listed = False
                 try:
@@ -284,7 +277,7 @@ class _Follower:
                 except AccelError as error:
                     self._complaint.say(error)
                 if self._listed:
-                    backoff = _Backoff(random.Random())
+                    backoff = LocalBackoff(random.Random())
                 await anyio.sleep(backoff.seconds(anyio.current_time()))
 
     async def _watch_ends(self) -> None:

@@ -18,7 +18,7 @@ The end of a container is no event here but the end of its first process: StopCo
 may come seconds before or after it, and 1.7 sends none, nor a StopPodSandbox, for what
 had begun before containerd was restarted.
 
-_Plugin dials, _Session talks, _Node remembers what runs and reads /proc.
+_Plugin dials, _Session talks; what runs is the Roster's business.
 """
 
 from __future__ import annotations
@@ -27,28 +27,24 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from accel.core.events import Event
-from accel.core.meshes import KNOWN, Profile, recognise
-from accel.core.model import Pod
-from accel.core.plan import Pods
-from accel.core.runtime import RunningContainer, Sandbox, Workload
-from accel.core.splicers import SPLICERS
+from accel.core.meshes import KNOWN, Profile
+from accel.core.runtime import Sandbox
 from accel.errors import AccelError
 from accel.linux import cgroup, netns, process
-from accel.linux.pidfd import Lives
 from accel.rpc import nri
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import decode, encode
 from accel.rpc.ttrpc import Handler, Peer
 from accel.sources.handover import Desk, beside
+from accel.sources.pacing import Complaint, LocalBackoff
+from accel.sources.runtime import Roster, ToldContainer, ToldSandbox
 
 _log = logging.getLogger(__name__)
 
@@ -68,10 +64,10 @@ EVENTS = (
 _REGISTER_SECONDS = 30.0
 # It lists when no pod operation is under way, and some take as long as pulling an image.
 _LIST_SECONDS = 120.0
-_FIRST_RETRY_SECONDS = 0.1
-_LAST_RETRY_SECONDS = 5.0
 # After its start a container still has to execute its program, and may change its uid.
 _LOOK_AGAIN_SECONDS = (0.01, 0.05)
+
+_RUNNING = (nri.ContainerState.RUNNING, nri.ContainerState.PAUSED)
 
 
 class NriSource:
@@ -112,8 +108,8 @@ class NriSource:
         from that is logged, and tried again."""
         with (
             closing(Desk()) as desk,
-            closing(_Node(self._cgroups, self._meshes, self._proc)) as node,
-            beside(_Plugin(self._socket, node, desk, self._hold_seconds).run, desk),
+            closing(Roster(self._cgroups, self._meshes, self._proc)) as roster,
+            beside(_Plugin(self._socket, roster, desk, self._hold_seconds, self._proc).run, desk),
         ):
             async with aclosing(desk.events()) as events:
                 async for event in events:
@@ -126,51 +122,48 @@ class NriSource:
 class _Plugin:
     """Dials, as often as it takes."""
 
-    def __init__(self, socket: str, node: _Node, desk: Desk, hold_seconds: float) -> None:
+    def __init__(
+        self, socket: str, roster: Roster, desk: Desk, hold_seconds: float, proc: str
+    ) -> None:
         self._socket = socket
-        self._node = node
+        self._roster = roster
         self._desk = desk
         self._hold = _Hold(desk, hold_seconds)
-        self._said = ""
+        self._reading = _Reading(proc)
+        self._complaint = Complaint(f"NRI at {socket}")
 
     async def run(self) -> None:
         """Until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_ends)
-            delays = _delays()
+            backoff = LocalBackoff(random.Random())
             while True:
-                session = _Session(self._node, self._desk, self._hold)
+                session = _Session(self._roster, self._desk, self._hold, self._reading)
                 try:
                     await session.run(self._socket)
                 except AccelError as error:
                     if session.listed:
-                        delays = _delays()
-                        self._said = ""
-                    self._complain(error)
-                await anyio.sleep(next(delays))
+                        backoff = LocalBackoff(random.Random())
+                        self._complaint.over()
+                    self._complaint.say(error)
+                await anyio.sleep(backoff.seconds(anyio.current_time()))
 
     async def _watch_ends(self) -> None:
-        """Also while nobody is connected."""
+        """Also while the runtime is away."""
         while True:
-            await self._node.wait_for_ends()
-            self._desk.put(self._node.pods())
-
-    def _complain(self, error: AccelError) -> None:
-        """Once, until it is another error or has worked in between."""
-        if str(error) != self._said:
-            self._said = str(error)
-            advice = f" (try: {error.remedy})" if error.remedy else ""
-            _log.warning("NRI at %s: %s%s; trying again", self._socket, error, advice)
+            await self._roster.ends()
+            self._desk.put(self._roster.pods())
 
 
 class _Session:
     """One connection, from dialling to its end."""
 
-    def __init__(self, node: _Node, desk: Desk, hold: _Hold) -> None:
+    def __init__(self, roster: Roster, desk: Desk, hold: _Hold, reading: _Reading) -> None:
         self.listed = False
-        self._node = node
+        self._roster = roster
         self._desk = desk
         self._hold = hold
+        self._reading = reading
         self._tasks = anyio.create_task_group()
         self._runtime = "the runtime"
         self._pods: list[nri.PodSandbox] = []
@@ -270,9 +263,16 @@ class _Session:
         if self.listed or not self._told.is_set():
             return
         self.listed = True
-        self._node.list(self._pods, self._containers)
+        running = [container for container in self._containers if container.state in _RUNNING]
+        inhabited = {container.pod_sandbox_id for container in running}
+        pods = [p for p in self._pods if p.id in inhabited or not self._reading.is_over(p)]
         self._pods, self._containers = [], []
-        self._desk.put(self._node.pods(), listed=True)
+        self._roster.keep_only({pod.id for pod in pods}, {c.id for c in running})
+        for pod in pods:
+            self._roster.keep(self._reading.sandbox(pod))
+        for container in running:
+            self._roster.start(self._reading.container(container, executed=True))
+        self._desk.put(self._roster.pods(), listed=True)
         _log.info("%s tells of its pods by NRI", self._runtime)
 
     async def _state_change(self, payload: bytes) -> bytes:
@@ -301,8 +301,7 @@ class _Session:
 
     async def _starting(self, event: nri.ContainerEvent) -> None:
         self._take_list()
-        self._node.start(event.pod, event.container)
-        number = self._desk.put(self._node.pods())
+        number = self._take_in(event)
         if not await self._hold.until_done(number):
             _log.warning(
                 "container %s of pod %s/%s starts before its maps are written: the agent did "
@@ -314,21 +313,25 @@ class _Session:
 
     async def _started(self, event: nri.ContainerEvent) -> None:
         self._take_list()
-        if not self._node.runs(event.container.id):
-            self._node.start(event.pod, event.container)
-            self._desk.put(self._node.pods())
+        if not self._roster.runs(event.container.id):
+            self._take_in(event)
         self._tasks.start_soon(self._look_again, event.container.id)
+
+    def _take_in(self, event: nri.ContainerEvent) -> int:
+        self._roster.keep(self._reading.sandbox(event.pod))
+        self._roster.start(self._reading.container(event.container, executed=False))
+        return self._desk.put(self._roster.pods())
 
     async def _look_again(self, container_id: str) -> None:
         for seconds in _LOOK_AGAIN_SECONDS:
             await anyio.sleep(seconds)
-            if self._node.look_again(container_id):
-                self._desk.put(self._node.pods())
+            self._roster.look(container_id)
+            self._desk.put(self._roster.pods())
 
     def _stopped(self, pod: nri.PodSandbox) -> None:
         self._take_list()
-        self._node.stop(pod.id)
-        self._desk.put(self._node.pods())
+        self._roster.stop(pod.id)
+        self._desk.put(self._roster.pods())
 
 
 # The other calls a runtime might make of a plugin, whatever it was asked for.
@@ -380,193 +383,48 @@ class _Hold:
         return False
 
 
-def _delays() -> Iterator[float]:
-    """Seconds before each further attempt; a half of each is chance."""
-    step = _FIRST_RETRY_SECONDS
-    while True:
-        yield step * random.uniform(0.5, 1)
-        step = min(step * 2, _LAST_RETRY_SECONDS)
+# --- what it tells --------------------------------------------------------------------------
 
 
-# --- what runs ------------------------------------------------------------------------------
+class _Reading:
+    """A runtime's words as the roster takes them."""
 
-
-@dataclass(frozen=True, slots=True)
-class _First:
-    """The first process of a container, and where it was when the container began."""
-
-    pid: int
-    directory: Path
-
-
-class _Node:
-    """Sandboxes and their running containers, as the runtime told and /proc has them."""
-
-    def __init__(self, cgroups: cgroup.Mount, meshes: Collection[Profile], proc: str) -> None:
-        self._cgroups = cgroups
-        self._meshes = meshes
+    def __init__(self, proc: str) -> None:
         self._proc = proc
-        self._host = netns.inode(1, proc) or netns.inode("self")
         self._booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        # By id, of containers, and of sandboxes that have a process of their own (pause).
-        self._lives: Lives[str] = Lives()
-        self._first: dict[str, _First] = {}  # by container
-        self._running: dict[str, dict[str, RunningContainer]] = {}  # by sandbox, by container
-        self._sandboxes: dict[str, Sandbox] = {}
-        self._without_pause: set[str] = set()
-        self._recognised: dict[str, Pod] = {}  # by sandbox
 
-    def pods(self) -> Pods:
-        """Where two sandboxes are one pod, as on the host's network, the newer one counts."""
-        oldest_first = sorted(self._recognised.values(), key=lambda pod: pod.created_ns)
-        return {pod.key: pod for pod in oldest_first}
-
-    def list(self, pods: Iterable[nri.PodSandbox], containers: Iterable[nri.Container]) -> None:
-        """All there is; what is known and not named here is no more."""
-        running: dict[str, list[nri.Container]] = {}
-        for container in containers:
-            if container.state in (nri.ContainerState.RUNNING, nri.ContainerState.PAUSED):
-                running.setdefault(container.pod_sandbox_id, []).append(container)
-        for sandbox_id in tuple(self._running):
-            self.stop(sandbox_id)
-        for pod in pods:
-            for container in running.get(pod.id, ()):
-                self._take_in(container, executed=True)
-            self._keep(pod)
-
-    def start(self, pod: nri.PodSandbox, container: nri.Container) -> None:
-        """This container is about to execute its program, or has just done so."""
-        self._take_in(container, executed=False)
-        self._keep(pod)
-
-    def runs(self, container_id: str) -> bool:
-        return container_id in self._first
-
-    def stop(self, sandbox_id: str) -> None:
-        """This sandbox is no more, nor is what ran in it."""
-        for container_id in self._running.pop(sandbox_id, {}):
-            self._lives.forget(container_id)
-            del self._first[container_id]
-        self._lives.forget(sandbox_id)
-        self._sandboxes.pop(sandbox_id, None)
-        self._without_pause.discard(sandbox_id)
-        self._recognised.pop(sandbox_id, None)
-
-    def look_again(self, container_id: str) -> bool:
-        """Read what runs in a container now; whether that is news."""
-        for sandbox_id, running in self._running.items():
-            before = running.get(container_id)
-            if before is not None:
-                running[container_id] = self._with_program(before)
-                self._recognise(sandbox_id)
-                return running[container_id] != before
-        return False
-
-    async def wait_for_ends(self) -> None:
-        """Wait until processes have ended, and forget what ends with them."""
-        for ended in await self._lives.wait():
-            self._first.pop(ended, None)
-            for sandbox_id, running in tuple(self._running.items()):
-                if running.pop(ended, None) is not None or sandbox_id == ended:
-                    self._settle(sandbox_id)
-
-    def close(self) -> None:
-        self._lives.close()
-
-    def _take_in(self, container: nri.Container, *, executed: bool) -> None:
-        """Count a container as running, if its first process is there."""
-        directory = self._watch(container.id, container.pid)
-        cgroup_id = cgroup.cgroup_id(directory) if directory is not None else None
-        if directory is None or cgroup_id is None:
-            return
-        self._first[container.id] = _First(container.pid, directory)
-        running = RunningContainer(
-            id=container.id,
-            sandbox_id=container.pod_sandbox_id,
-            name=container.name,
-            cgroup_id=cgroup_id,
-            created_ns=self._started_ns(container.pid),
-        )
-        self._running.setdefault(container.pod_sandbox_id, {})[container.id] = (
-            self._with_program(running) if executed else running
-        )
-
-    def _watch(self, owner_id: str, pid: int) -> Path | None:
-        """Watch the first process of a container or sandbox; its cgroup, or None when it is
-        gone.
-
-        Every runtime names the cgroup after the container.  One of another name belongs to
-        a process that got the number of the one that was meant.
-        """
-        if not self._lives.watch(owner_id, pid):
-            return None
-        path = cgroup.path_of(pid, self._proc)
-        if path is not None and owner_id in path:
-            return self._cgroups.locate(path)
-        self._lives.forget(owner_id)
-        return None
-
-    def _keep(self, pod: nri.PodSandbox) -> None:
-        """Know a sandbox by its running containers, its pause, or its network namespace; one
-        that has none of these was stopped."""
-        running = self._running.setdefault(pod.id, {})
-        pids = [self._first[container_id].pid for container_id in running]
-        if self._watch(pod.id, pod.pid) is not None:
-            pids.append(pod.pid)
-        else:
-            self._without_pause.add(pod.id)
-        found = (netns.inode(pid, self._proc) for pid in pids)
-        inode = next(filter(None, found), None) or netns.inode_at(_network(pod), self._proc)
-        if inode is None:
-            self.stop(pod.id)
-            return
-        read = (netns.addresses(pid, self._proc) for pid in pids)
-        host_network = inode == self._host or _is_without_network(pod)
-        self._sandboxes[pod.id] = Sandbox(
+    def sandbox(self, pod: nri.PodSandbox) -> ToldSandbox:
+        sandbox = Sandbox(
             id=pod.id,
             uid=pod.uid,
             name=pod.name,
             namespace=pod.namespace,
             labels=pod.labels,
             annotations=pod.annotations,
-            netns=None if host_network else inode,
-            host_network=host_network,
+            # It has namespaces, but none of these is a network's.
+            host_network=bool(pod.linux.namespaces) and not _network(pod),
             runtime_class=pod.runtime_handler,
-            addresses=frozenset() if host_network else next(filter(None, read), frozenset()),
-            created_ns=min(map(self._started_ns, pids), default=0),
+            created_ns=self._began_ns(pod.pid),
         )
-        self._recognise(pod.id)
+        return ToldSandbox(sandbox, pod.pid, _network(pod))
 
-    def _settle(self, sandbox_id: str) -> None:
-        """A process of this sandbox has ended.  While it has another, it goes on; one
-        without pause also until the runtime says otherwise."""
-        if (
-            self._running[sandbox_id]
-            or self._lives.alive(sandbox_id)
-            or sandbox_id in self._without_pause
-        ):
-            self._recognise(sandbox_id)
-        else:
-            self.stop(sandbox_id)
-
-    def _recognise(self, sandbox_id: str) -> None:
-        workload = Workload(self._sandboxes[sandbox_id], tuple(self._running[sandbox_id].values()))
-        self._recognised[sandbox_id] = recognise(workload, self._meshes)
-
-    def _with_program(self, container: RunningContainer) -> RunningContainer:
-        """With what it executes."""
-        first = self._first[container.id]
-        found = process.read(first.pid, self._proc)
-        if found is None:
-            return container
-        inside = (process.read(pid, self._proc) for pid in cgroup.members(first.directory))
-        exes = {found.exe, *(member.exe for member in inside if member is not None)}
-        return replace(
-            container, exe=found.exe, uid=found.uid, splices=tuple(sorted(exes & SPLICERS))
+    def container(self, container: nri.Container, *, executed: bool) -> ToldContainer:
+        return ToldContainer(
+            id=container.id,
+            sandbox_id=container.pod_sandbox_id,
+            name=container.name,
+            pid=container.pid,
+            created_ns=self._began_ns(container.pid),
+            executed=executed,
         )
 
-    def _started_ns(self, pid: int) -> int:
-        found = process.read(pid, self._proc)
+    def is_over(self, pod: nri.PodSandbox) -> bool:
+        """Whether a sandbox in which nothing runs was stopped: a list names it all the same,
+        and says no state."""
+        return not pod.pid and netns.inode_at(_network(pod), self._proc) is None
+
+    def _began_ns(self, pid: int) -> int:
+        found = process.read(pid, self._proc) if pid else None
         return self._booted_ns + found.started_ticks * _TICK_NS if found is not None else 0
 
 
@@ -575,9 +433,4 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 def _network(pod: nri.PodSandbox) -> str:
     """The path of its network namespace; empty when it has none of its own."""
-    return next((ns.path for ns in pod.linux.namespaces if ns.type == "network"), "")
-
-
-def _is_without_network(pod: nri.PodSandbox) -> bool:
-    """Whether it has namespaces, but none of these is a network's: it is on the host's."""
-    return bool(pod.linux.namespaces) and not _network(pod)
+    return next((space.path for space in pod.linux.namespaces if space.type == "network"), "")

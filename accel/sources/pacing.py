@@ -55,6 +55,13 @@ class Backoff:
         return step * self._random.uniform(0.5, 1.0)
 
 
+class LocalBackoff(Backoff):
+    """For a server of this node's own: nobody else comes back to it."""
+
+    FIRST_SECONDS = 0.1
+    MOST_SECONDS = 5.0
+
+
 class Complaint:
     """Says what is wrong when that changes, not at each attempt.
 

@@ -30,11 +30,12 @@ from accel.rpc.containerd import SUBSCRIBE, Envelope, SubscribeRequest
 from accel.rpc.grpc import Channel
 from accel.sources.containerd import ContainerdSource, hint_of
 from accel.sources.cri import CriSource
+from accel.sources.nri import NriSource
 from tests.bench.stage import Report
 from tests.runtime.node import MESHED, Node, Pod
 from tests.runtime.releases import INSTALLED, find_release
 
-SOURCES = {"containerd": ContainerdSource, "cri": CriSource}
+SOURCES = {"containerd": ContainerdSource, "cri": CriSource, "nri": NriSource}
 EVENTS = "events"
 CONTAINERS_OF_A_POD = ("istio-proxy", "app", "helper")
 
@@ -102,7 +103,8 @@ Times = Mapping[str, int]
 @contextmanager
 def _following(what: str, node: Node) -> Iterator[Callable[[], Times]]:
     """A process that listens; the call says what it has heard."""
-    command = [sys.executable, __file__, "--follow", what, str(node.socket)]
+    socket = node.nri_socket if what == NriSource.name else node.socket
+    command = [sys.executable, __file__, "--follow", what, str(socket)]
     with (
         tempfile.NamedTemporaryFile(prefix="heard-") as out,
         subprocess.Popen(command, stdout=out) as process,

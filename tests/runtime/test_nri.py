@@ -139,6 +139,17 @@ async def test_containerd_is_restarted(empty_node: Node, number: signal.Signals)
         pods = await following(events, pods, lambda: node.stop_pod(stays), lambda pods: not pods)
 
 
+async def test_a_pod_that_was_restarted_whole_is_one(empty_node: Node) -> None:
+    """The runtime lists the sandbox that was stopped as well."""
+    node = empty_node
+    pod = node.run_pod("cart-0", annotations=MESHED)
+    node.start(pod, "app")
+    again = node.restart_pod(pod)
+    node.start(again, "app")
+    async with listening(source(node)) as (_, pods):
+        assert pods.keys() == {again.netns}
+
+
 # --- before the first instruction -----------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import contextlib
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -327,15 +327,17 @@ class FakeRuntime:
                 return
 
 
-def sandbox(
-    sandbox_id: str, *, pid: int, annotations: Mapping[str, str] | None = None
-) -> nri.PodSandbox:
+def sandbox(sandbox_id: str, *, pid: int, host_network: bool = False) -> nri.PodSandbox:
     """As one with Istio's sidecar looks."""
+    spaces = [nri.LinuxNamespace(kind) for kind in ("pid", "ipc", "uts", "mount")]
+    if not host_network:
+        spaces.append(nri.LinuxNamespace("network", f"/var/run/netns/cni-{sandbox_id}"))
     return nri.PodSandbox(
         id=sandbox_id,
         name=f"web-{sandbox_id}",
         uid=f"uid-{sandbox_id}",
         namespace="shop",
-        annotations={"sidecar.istio.io/status": "{}", **(annotations or {})},
+        annotations={"sidecar.istio.io/status": "{}"},
+        linux=nri.LinuxPodSandbox(namespaces=tuple(spaces)),
         pid=pid,
     )

@@ -12,7 +12,7 @@ from accel.rpc import nri
 from accel.sources.nri import NriSource
 from tests.patience import scaled
 from tests.sources.fake_nri import Answer, FakeRuntime, sandbox
-from tests.sources.recorded import RecordedNode
+from tests.sources.recorded import HOST, RecordedNode
 
 FIRST_NETNS = 4026532000
 
@@ -54,11 +54,11 @@ class NriStage:
         self._netns += 1
         return self._netns
 
-    def pod(self, netns: int, **facts: dict[str, str]) -> nri.PodSandbox:
+    def pod(self, netns: int) -> nri.PodSandbox:
         """A sandbox with its pause, not known to the runtime yet."""
         sandbox_id = str(netns)
         pid = self.run("pause", netns, sandbox_id)
-        return sandbox(sandbox_id, pid=pid, **facts)
+        return sandbox(sandbox_id, pid=pid, host_network=netns == HOST)
 
     def container(self, pod: nri.PodSandbox, netns: int, name: str) -> nri.Container:
         """A container with its first process, not known to the runtime yet."""
