@@ -1,7 +1,7 @@
-"""containerd's event service: what it says of tasks, in every namespace.
+"""containerd's event service: what it says of containers and tasks, in every namespace.
 
 Field numbers are those of containerd/containerd, api/services/events/v1/events.proto and
-api/events/task.proto, the same in 1.6, 1.7 and 2.x.
+api/events/{container,task}.proto, the same in 1.6, 1.7 and 2.x.
 
 Every subscriber gets every event; one that stops reading stops nothing, but containerd keeps
 for it in memory what it has not read.  No headers come before the first event, so only an
@@ -54,6 +54,12 @@ class Envelope:
     namespace: str = field(2)
     topic: str = field(3)
     event: Any = field(4)
+
+
+@message
+class ContainerCreate:
+    id: str = field(1)
+    image: str = field(2)
 
 
 @message

@@ -5,7 +5,8 @@ CRI's own GetContainerEvents neither is true.  containerd 1.7 gives each event t
 subscriber alone, so the kubelet would miss it, and 2.x lets a subscriber that does not read
 block every pod that is to start (reproduced on 2.1.9).  So that one is never called.
 
-/tasks/create comes before the container's first instruction: its process is there, in its
+/containers/create comes a call of the kubelet's before that, time enough to ask whose container
+it is.  /tasks/create comes before the container's first instruction: its process is there, in its
 cgroup, and waits for /tasks/start, 3 ms later at the least (1.6.20, 1.7.24, 2.1.9).
 """
 
@@ -26,6 +27,7 @@ from accel.rpc.containerd import (
     PUBLISH,
     SUBSCRIBE,
     Any,
+    ContainerCreate,
     Empty,
     Envelope,
     PublishRequest,
@@ -45,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 SOCKET = "/run/containerd/containerd.sock"
 
-_TASKS = "namespace==k8s.io,topic~=^/tasks/(create|start|exit|delete)$"
+_TOPICS = "namespace==k8s.io,topic~=^/(tasks/(create|start|exit|delete)|containers/create)$"
 _PUBLISH_SECONDS = 0.02  # between two attempts to hear ourselves
 
 
@@ -92,7 +94,7 @@ class EventHints:
         marker = f"/accel/{secrets.token_hex(8)}"
 
         async def listen() -> None:
-            filters = (_TASKS, f'topic=="{marker}"')
+            filters = (_TOPICS, f'topic=="{marker}"')
             stream = channel.stream(SUBSCRIBE, SubscribeRequest(filters), Envelope)
             async with aclosing(stream):
                 async for envelope in stream:
@@ -132,10 +134,12 @@ async def _publish_until(ready: anyio.Event, channel: Channel, topic: str) -> No
 
 
 def hint_of(envelope: Envelope) -> Hint | None:
-    """What an event of a task hints at; None for the end of an exec, as a probe is."""
+    """What an event hints at; None for the end of an exec, as a probe is."""
     payload = envelope.event.value
     try:
         match envelope.topic:
+            case "/containers/create":
+                return Hint(decode(ContainerCreate, payload).id, announced=True)
             case "/tasks/create":
                 created = decode(TaskCreate, payload)
                 return Hint(created.container_id, pid=created.pid)

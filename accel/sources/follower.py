@@ -30,6 +30,7 @@ from typing import Protocol, TypeVar
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from accel.core.events import Event
 from accel.core.model import Address
@@ -54,7 +55,7 @@ hangs."""
 _LOOK_AGAIN_SECONDS = (0.01, 0.05, 0.25, 1.0)
 # A hint may come before CRI shows what it is about: a sandbox is listed once it is complete,
 # some 10 ms after its first process began.
-_ASK_AGAIN_SECONDS = (0.02, 0.1, 0.5, 2.0)
+_ASK_AGAIN_SECONDS = (0.01, 0.03, 0.1, 0.5, 2.0)
 _MOST_HINTS = 4096  # beyond, a list is cheaper
 
 _ALIVE = (cri.ContainerState.CREATED, cri.ContainerState.RUNNING)  # it may have a process
@@ -210,12 +211,14 @@ class Hint:
         pid: Of its first process; 0 when the hint does not tell.
         executed: That runs the container's program, or is about to.
         ended: It has ended.
+        announced: It will begin soon, unless it has: time to ask what it is.
     """
 
     id: str
     pid: int = 0
     executed: bool = False
     ended: bool = False
+    announced: bool = False
 
 
 Tell = Callable[[Hint], None]
@@ -259,6 +262,7 @@ class _Follower:
         self._todo = _Todo()
         self._complaint = Complaint(f"container runtime at {socket}")
         self._listed = False  # on this connection
+        self._announced: dict[str, cri.Container] = {}
         self._not_understood: set[str] = set()  # what was said of single objects
 
     async def run(self) -> None:
@@ -318,6 +322,7 @@ class _Follower:
                 case (hint, attempt):
                     await self._try(hint, attempt, self._take(runtime, hint, attempt))
                     self._desk.put(self._roster.pods())
+                    await checkpoint()  # others have their turn, and other threads the GIL
 
     async def _list(self, runtime: Runtime) -> None:
         sandboxes = {sandbox.id for sandbox in await runtime.sandboxes()}
@@ -327,6 +332,7 @@ class _Follower:
             if container.state in _ALIVE and container.pod_sandbox_id in sandboxes
         }
         self._roster.keep_only(sandboxes, containers)
+        self._announced.clear()
         for sandbox_id in sandboxes:
             if not self._roster.knows(sandbox_id):
                 await self._try(Hint(sandbox_id), 0, self._keep(runtime, sandbox_id))
@@ -351,12 +357,14 @@ class _Follower:
                 raise
             self._complain_of(hint.id, error)
             done = False
-        start_will_be_told = hint.pid and not hint.executed
-        if not (done or start_will_be_told) and attempt < len(_ASK_AGAIN_SECONDS):
+        more_will_be_told = hint.pid and not hint.executed
+        if not (done or more_will_be_told) and attempt < len(_ASK_AGAIN_SECONDS):
             self._todo.later(_ASK_AGAIN_SECONDS[attempt], hint, attempt + 1)
 
     async def _take(self, runtime: Runtime, hint: Hint, attempt: int) -> bool:
         """Act on a hint; False when CRI may say more of it in a moment."""
+        if hint.announced and (self._roster.knows(hint.id) or self._roster.runs(hint.id)):
+            return True
         if self._roster.knows(hint.id):
             return await self._keep(runtime, hint.id)
         if hint.ended and not self._roster.is_alive(hint.id):
@@ -367,14 +375,23 @@ class _Follower:
             if attempt == 0:
                 self._look_later(hint.id)
             return True
-        for container in await runtime.containers(hint.id):
-            if container.id == hint.id:
-                if container.state in _ALIVE:
-                    return await self._start(runtime, container, hint)
-                self._roster.end(hint.id)
-                return True
-        self._roster.end(hint.id)
-        return await self._keep(runtime, hint.id)
+        if hint.pid and (announced := self._announced.pop(hint.id, None)) is not None:
+            return await self._start(runtime, announced, hint)
+        listed = await runtime.containers(hint.id)
+        container = next((listed for listed in listed if listed.id == hint.id), None)
+        if container is None:
+            self._roster.end(hint.id)
+            return not hint.announced and await self._keep(runtime, hint.id)
+        if container.state not in _ALIVE:
+            self._roster.end(hint.id)
+            return True
+        if hint.announced:
+            self._announced[hint.id] = container
+            return await self._know(runtime, container.pod_sandbox_id)
+        return await self._start(runtime, container, hint)
+
+    async def _know(self, runtime: Runtime, sandbox_id: str) -> bool:
+        return self._roster.knows(sandbox_id) or await self._keep(runtime, sandbox_id)
 
     async def _keep(self, runtime: Runtime, sandbox_id: str) -> bool:
         told = await runtime.sandbox(sandbox_id)
@@ -386,7 +403,7 @@ class _Follower:
 
     async def _start(self, runtime: Runtime, container: cri.Container, hint: Hint) -> bool:
         sandbox_id = container.pod_sandbox_id
-        if not self._roster.knows(sandbox_id) and not await self._keep(runtime, sandbox_id):
+        if not await self._know(runtime, sandbox_id):
             return False
         executed = hint.executed or container.state == cri.ContainerState.RUNNING
         told = ToldContainer(
@@ -424,8 +441,12 @@ class _Todo:
 
     def add(self, hint: Hint) -> None:
         if (before := self._hints.pop(hint.id, None)) is not None:
-            executed = before.executed or hint.executed
-            hint = replace(hint, pid=hint.pid or before.pid, executed=executed)
+            hint = replace(
+                hint,
+                pid=hint.pid or before.pid,
+                executed=before.executed or hint.executed,
+                announced=before.announced and hint.announced,
+            )
         if len(self._hints) >= _MOST_HINTS:
             self._hints.clear()
             hint = Hint("")

@@ -80,6 +80,7 @@ class Roster:
         self._lives: Lives[str] = Lives()  # by id, of containers and sandboxes
         self._first: dict[str, _First] = {}  # likewise
         self._sandboxes: dict[str, ToldSandbox] = {}
+        self._facts: dict[str, Sandbox] = {}  # by id: with what the kernel knows of it
         self._running: dict[str, dict[str, RunningContainer]] = {}  # by sandbox, by container
         self._homes: dict[str, str] = {}  # sandbox by container
         self._pods: dict[str, Pod] = {}  # by sandbox
@@ -139,16 +140,16 @@ class Roster:
         self._running[told.sandbox_id][told.id] = (
             self._with_program(running) if told.executed else running
         )
-        self._settle(told.sandbox_id)
+        # Nothing is read twice on the way from a container's creation to its pod.
+        self._settle(told.sandbox_id, known=self._facts.get(told.sandbox_id))
         return True
 
     def look(self, container_id: str) -> None:
-        """Read again what a container executes."""
+        """Read again what a container executes, and the addresses of its pod."""
         if (sandbox_id := self._homes.get(container_id)) is not None:
             before = self._running[sandbox_id][container_id]
-            now = self._running[sandbox_id][container_id] = self._with_program(before)
-            if now != before:
-                self._settle(sandbox_id)
+            self._running[sandbox_id][container_id] = self._with_program(before)
+            self._settle(sandbox_id)
 
     def end(self, container_id: str) -> None:
         """This container does not run."""
@@ -164,6 +165,7 @@ class Roster:
             self._forget(container_id)
             del self._homes[container_id]
         self._sandboxes.pop(sandbox_id, None)
+        self._facts.pop(sandbox_id, None)
         self._pods.pop(sandbox_id, None)
 
     def keep_only(self, sandboxes: Collection[str], containers: Collection[str]) -> None:
@@ -220,15 +222,16 @@ class Roster:
         self._lives.forget(owner_id)
         self._first.pop(owner_id, None)
 
-    def _settle(self, sandbox_id: str) -> None:
+    def _settle(self, sandbox_id: str, *, known: Sandbox | None = None) -> None:
         """A sandbox changed.  It goes on while it has a process; one that never had one of its
         own also until the runtime says otherwise."""
         told, running = self._sandboxes[sandbox_id], self._running[sandbox_id]
         if told.pid and sandbox_id not in self._first and not running:
             self.stop(sandbox_id)
             return
-        workload = Workload(self._sandbox(told), tuple(running.values()))
-        self._pods[sandbox_id] = recognise(workload, self._meshes)
+        sandbox = known if known is not None and known.netns else self._sandbox(told)
+        self._facts[sandbox_id] = sandbox
+        self._pods[sandbox_id] = recognise(Workload(sandbox, tuple(running.values())), self._meshes)
 
     def _sandbox(self, told: ToldSandbox) -> Sandbox:
         owners = (told.sandbox.id, *self._running[told.sandbox.id])

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from accel.sources.containerd import ContainerdSource, hint_of
 from accel.sources.cri import CriSource
 from accel.sources.nri import NriSource
 from tests.bench.stage import Report
-from tests.runtime.node import MESHED, Node
+from tests.runtime.node import MESHED, Node, Pod
 from tests.runtime.releases import INSTALLED, find_release
 
 SOURCES = {"containerd": ContainerdSource, "cri": CriSource, "nri": NriSource}
@@ -84,13 +85,15 @@ def _measure(node: Node, source: str, starts: int) -> Iterator[str]:
 
 
 def _start_containers(node: Node, starts: int) -> Iterator[tuple[str, int]]:
-    """Ids with cgroup ids, of containers in pods of some."""
+    """Ids with cgroup ids, of containers in pods of some; each pod outlives the next two."""
+    pods = deque[Pod]()
     for number in range(-(-starts // len(CONTAINERS_OF_A_POD))):
-        pod = node.run_pod(f"pod-{number}", annotations=MESHED)
+        pods.append(node.run_pod(f"pod-{number}", annotations=MESHED))
         for name in CONTAINERS_OF_A_POD:
-            container = node.start(pod, name)
+            container = node.start(pods[-1], name)
             yield container.id, container.cgroup_id
-        node.remove_pod(pod)
+        if len(pods) > 2:
+            node.remove_pod(pods.popleft())
 
 
 Times = Mapping[str, int]

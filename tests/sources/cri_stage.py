@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accel.core.meshes import KNOWN
 from accel.rpc import cri
-from accel.rpc.containerd import TaskCreate, TaskDelete, TaskExit, TaskStart
+from accel.rpc.containerd import ContainerCreate, TaskCreate, TaskDelete, TaskExit, TaskStart
 from accel.sources.base import Source
 from accel.sources.containerd import ContainerdSource
 from accel.sources.cri import CriSource
@@ -114,6 +114,7 @@ class CriStage:
             metadata=cri.ContainerMetadata(name),
             created_at=self._last,
         )
+        self._tell("/containers/create", ContainerCreate(container_id))
         self.runtime.containers[container_id] = FakeContainer(container, pid)
         self._tell("/tasks/create", TaskCreate(container_id, pid=pid))
         return container_id

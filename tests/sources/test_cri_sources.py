@@ -21,6 +21,7 @@ from accel.errors import LinuxError
 from accel.rpc import cri
 from accel.rpc.containerd import (
     Any,
+    ContainerCreate,
     Envelope,
     TaskCreate,
     TaskDelete,
@@ -217,6 +218,7 @@ def envelope(topic: str, event: object) -> Envelope:
 @pytest.mark.parametrize(
     ("topic", "event", "hint"),
     [
+        ("/containers/create", ContainerCreate("a"), Hint("a", announced=True)),
         ("/tasks/create", TaskCreate("a", pid=7), Hint("a", pid=7)),
         ("/tasks/start", TaskStart("a", 7), Hint("a", pid=7, executed=True)),
         ("/tasks/exit", TaskExit("a", "a", 7), Hint("a", ended=True)),
