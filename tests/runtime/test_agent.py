@@ -77,7 +77,9 @@ class Shop:
     def fetch_slowly(self, name: str) -> None:
         """Begin to, and stop reading until there is a file "go"; what came is in "got"."""
         wait = "until [ -e /files/go ]; do sleep 0.1; done"
-        script = f"busybox wget -q -O - {self.url(name)} | ({wait}; cat) > /files/got; touch /files/done"
+        script = (
+            f"busybox wget -q -O - {self.url(name)} | ({wait}; cat) > /files/got; : > /files/done"
+        )
         self.node.start(self.client, "fetcher", ["sh", "-c", script], mounts={self.files: "/files"})
 
 
@@ -158,6 +160,7 @@ def test_nothing_is_lost_whatever_is_killed(
         empty_node.stop_containerd(signal.SIGKILL)
         empty_node.start_containerd()
     with following(instance, empty_node, source):
+        wait_until(lambda: instance.accel("status").code == 0)
         wait_until(are_accelerated(instance), lambda: pods(instance))
         (files / "go").touch()
         wait_until((files / "done").exists)
