@@ -79,9 +79,13 @@ class Table:
             self.memory = mmap.mmap(fd, size)
         finally:
             os.close(fd)
+        # struct packs byte by byte, so that another process may read half of a number: 0 on
+        # the way from 255 to 256.  A view stores all eight bytes of one at once.
+        self._words = memoryview(self.memory)[:_ROWS_AT].cast("Q")
         self.slots = slots
 
     def close(self) -> None:
+        self._words.release()
         self.memory.close()
 
     # The header
@@ -96,11 +100,10 @@ class Table:
 
     def next_of(self, client: int) -> int:
         """The number of the next connection that this client begins."""
-        number: int = struct.unpack_from("<Q", self.memory, _NEXT_AT + 8 * client)[0]
-        return number
+        return self._words[_NEXT_AT // 8 + client]
 
     def set_next(self, client: int, number: int) -> None:
-        struct.pack_into("<Q", self.memory, _NEXT_AT + 8 * client, number)
+        self._words[_NEXT_AT // 8 + client] = number
 
     def ready_pid(self, kind: int, worker: int) -> int:
         """Of the process that last said it is ready to work."""
