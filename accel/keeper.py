@@ -25,7 +25,7 @@ log = logging.getLogger("accel")
 States = tuple[state.PodState, ...]
 
 # Of many changes that come together one report is made.
-_PACE_SECONDS = 0.05
+_PACE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
