@@ -10,35 +10,36 @@ import contextlib
 import logging
 import os
 import signal
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anyio
 import msgspec
 
-import accel
 from accel import state
 from accel.broadcast import Broadcaster, now
-from accel.core.meshes import KNOWN
-from accel.core.plan import Pods, Policy, Want, fold, plan, pod_notes, want
-from accel.core.strategy import strategy
+from accel.composing import Notice, advice_sources, pod_sources
+from accel.core.plan import Pods
 from accel.datapath.connections import describe_event
 from accel.datapath.datapath import Datapath
 from accel.datapath.fitness import Fitness, examine
 from accel.datapath.generation import reserved
 from accel.datapath.loading import Constants, start
 from accel.errors import AccelError
+from accel.following import Following
+from accel.keeper import About, Keeper
 from accel.linux import cgroup as cgroups
-from accel.settings import Settings, SourceName
-from accel.sources.base import Source
-from accel.sources.processes import ProcessSource
+from accel.policy import policy_of
+from accel.settings import Settings
 from accel.stream import ConnectionChanged, Lost
 
 log = logging.getLogger("accel")
 
 _LOOK_AGAIN_SECONDS = 300.0
 _COUNT_LOSSES_SECONDS = 1.0
+# How long a source may take to list; one that asks the API server begins later than others.
+_LIST_SECONDS = 30.0
 
 
 class CannotStart(AccelError):
@@ -58,7 +59,9 @@ async def run(settings: Settings) -> None:
     with state.only_agent(settings.run_dir):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
-            await _accelerate(settings, await _fit(settings))
+            notice = Notice(settings)
+            tasks.start_soon(notice.run)
+            await _accelerate(settings, await _fit(settings, notice), notice)
 
 
 async def _stop_on_signal(scope: anyio.CancelScope) -> None:
@@ -69,20 +72,22 @@ async def _stop_on_signal(scope: anyio.CancelScope) -> None:
             return
 
 
-async def _fit(settings: Settings) -> Fitness:
+async def _fit(settings: Settings, notice: Notice) -> Fitness:
     """The node's fitness, once it is fit; idle until then."""
     told: tuple[str, ...] = ()
     while True:
         fitness = await anyio.to_thread.run_sync(examine, settings.bpffs, settings.cgroup)
         if fitness.usable:
             return fitness
-        _Report(settings, fitness, settings.cgroup).write(idle_reasons=fitness.reasons)
+        idle = _about(settings, fitness, settings.cgroup).base(usable=False)
+        state.write(settings.run_dir, msgspec.structs.replace(idle, idle_reasons=fitness.reasons))
         if fitness.broken:
             worst = fitness.broken[0]
             raise CannotStart(f"{worst.name}: {worst.detail}", remedy=worst.remedy)
         if fitness.reasons != told:
             told = fitness.reasons
             _log_idle(fitness)
+            notice.idle(fitness.reasons)
         await anyio.sleep(_LOOK_AGAIN_SECONDS)
 
 
@@ -96,9 +101,9 @@ def _log_idle(fitness: Fitness) -> None:
         )
 
 
-async def _accelerate(settings: Settings, fitness: Fitness) -> None:
+async def _accelerate(settings: Settings, fitness: Fitness, notice: Notice) -> None:
     mount = cgroups.hierarchy()
-    source = _source(settings, mount)
+    pods, advice = pod_sources(settings, mount), advice_sources(settings)
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
@@ -115,34 +120,23 @@ async def _accelerate(settings: Settings, fitness: Fitness) -> None:
         )
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
         broadcaster = Broadcaster()
-        report = _Report(settings, fitness, shown)
-        keeper = Keeper(datapath, policy_of(settings, fitness), report, broadcaster)
+        names = [*(source.name for source in pods), *(source.name for source in advice)]
+        about = _about(settings, fitness, shown, names)
+        keeper = Keeper(datapath, about, (broadcaster.take, notice.pods))
+        within = partial(_below, cgroup) if cgroup != mount.point else _all
+        patience = _LIST_SECONDS + (settings.start_jitter_seconds if advice else 0.0)
+        following = Following(pods, advice, keeper, within, give_up_seconds=patience)
+        notice.active(f"Linux {os.uname().release}")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(broadcaster.serve, settings.run_dir)
-            tasks.start_soon(_tell_connections, keeper)
-            tasks.start_soon(_follow, source, keeper, None if cgroup == mount.point else cgroup)
+            tasks.start_soon(_tell_connections, keeper, broadcaster)
+            tasks.start_soon(keeper.tell_people)
+            tasks.start_soon(following.run)
             tasks.start_soon(_sweep, datapath, settings.relist_seconds)
 
 
-def _source(settings: Settings, mount: cgroups.Mount) -> Source:
-    if settings.source != (SourceName.PROCESSES,) or settings.kubernetes:
-        raise CannotStart(
-            f"source {', '.join(settings.source)}{' with kubernetes' * settings.kubernetes}: "
-            "only processes can be followed",
-            remedy="set source to processes, and kubernetes to false",
-        )
-    return ProcessSource(
-        mount,
-        profiles=(*settings.profiles, *KNOWN),
-        relist_seconds=settings.relist_seconds,
-    )
-
-
-async def _follow(source: Source, keeper: Keeper, scope: Path | None) -> None:
-    async with contextlib.aclosing(source.events()) as events:
-        async for event in events:
-            pods = fold(keeper.pods, event)
-            keeper.take(pods if scope is None else _below(scope, pods))
+def _all(pods: Pods) -> Pods:
+    return pods
 
 
 def _below(cgroup: Path, pods: Pods) -> Pods:
@@ -162,135 +156,43 @@ async def _sweep(datapath: Datapath, period_seconds: float) -> None:
             log.info("forgot %d connections whose sockets are gone", swept)
 
 
-async def _tell_connections(keeper: Keeper) -> None:
+async def _tell_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
     """While somebody wants to hear of them: they are not for free."""
-    wanted = keeper.broadcaster.until_connections_are_wanted
+    wanted = broadcaster.until_connections_are_wanted
     while True:
         await wanted(True)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_relay_connections, keeper)
-            tasks.start_soon(_tell_losses, keeper)
+            tasks.start_soon(_relay_connections, keeper, broadcaster)
+            tasks.start_soon(_tell_losses, keeper.datapath, broadcaster)
             await wanted(False)
             tasks.cancel_scope.cancel()
 
 
-async def _relay_connections(keeper: Keeper) -> None:
+async def _relay_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
     async with contextlib.aclosing(keeper.datapath.events()) as records:
         async for record in records:
             names = {pod.netns: pod.name for pod in keeper.pods.values()}
             change, connection = describe_event(record, keeper.datapath, names)
-            keeper.broadcaster.tell(ConnectionChanged(now(), change, connection))
+            broadcaster.tell(ConnectionChanged(now(), change, connection))
 
 
-async def _tell_losses(keeper: Keeper) -> None:
-    before = keeper.datapath.statistics().events_lost
+async def _tell_losses(datapath: Datapath, broadcaster: Broadcaster) -> None:
+    before = datapath.statistics().events_lost
     while True:
         await anyio.sleep(_COUNT_LOSSES_SECONDS)
-        lost = keeper.datapath.statistics().events_lost
+        lost = datapath.statistics().events_lost
         if lost > before:
-            keeper.broadcaster.tell(Lost(now(), lost - before, "kernel"))
+            broadcaster.tell(Lost(now(), lost - before, "kernel"))
         before = lost
 
 
-def policy_of(settings: Settings, fitness: Fitness) -> Policy:
-    return Policy(
-        trust_apps=settings.trust_apps,
-        trust_possible=fitness.trust_possible,
-        trust_forced=settings.force_trust,
-        enrol_apps_possible=fitness.enrol_apps_possible,
-        overrides=settings.pods,
-        namespaces=settings.namespaces,
-        accelerate=settings.accelerate,
+def _about(
+    settings: Settings, fitness: Fitness, cgroup: Path | None, sources: Iterable[str] = ()
+) -> About:
+    return About(
+        run_dir=settings.run_dir,
+        source=", ".join(sources or settings.source),
+        cgroup=cgroup,
+        policy=policy_of(settings, fitness),
+        era=fitness.era,
     )
-
-
-@dataclass(slots=True)
-class Keeper:
-    """Keeps the maps in step with the pods: nothing awaited, microseconds a change."""
-
-    datapath: Datapath
-    policy: Policy
-    report: _Report
-    broadcaster: Broadcaster
-    pods: Pods = field(default_factory=dict)
-    _told: bool = False
-
-    def take(self, pods: Pods) -> None:
-        """These are the pods now."""
-        wanted = want(pods, self.policy)
-        actions = plan(self.datapath.have(), wanted)
-        problems = self.datapath.apply(actions) if actions else ()
-        for problem in problems:
-            log.error("the kernel refused: %s", problem)
-        if actions or pods != self.pods or not self._told:
-            _log_changes(self.pods, pods)
-            self.pods = pods
-            states = _pod_states(pods, wanted, self.policy)
-            self.report.write(pods=states, problems=problems)
-            self.broadcaster.take(states)
-            self._told = True
-
-
-def _log_changes(before: Pods, after: Pods) -> None:
-    """Only meshed pods: of the others there may be a hundred, and nothing is done to them."""
-    was, now = _meshed(before), _meshed(after)
-    for key in now.keys() - was.keys():
-        log.info("pod %s: %s proxy seen", now[key].name, now[key].profile)
-    for key in was.keys() - now.keys():
-        log.info("pod %s: no proxy any more", was[key].name)
-
-
-def _meshed(pods: Pods) -> Pods:
-    return {key: pod for key, pod in pods.items() if pod.profile}
-
-
-def _pod_states(pods: Pods, wanted: Want, policy: Policy) -> tuple[state.PodState, ...]:
-    notes = pod_notes(pods, policy)
-    return tuple(
-        state.PodState(
-            name=pod.name,
-            netns=pod.netns,
-            profile=pod.profile,
-            accelerated=pod.netns in wanted.pods,
-            trust_apps=pod.netns in wanted.pods and wanted.pods[pod.netns].trust_apps,
-            containers=tuple(
-                state.ContainerState(c.cgroup_id, c.role.name.lower(), c.name)
-                for c in sorted(pod.containers)
-            ),
-            addresses=tuple(sorted(map(str, pod.addresses))),
-            notes=notes[key],
-        )
-        for key, pod in sorted(pods.items(), key=lambda item: item[1].name)
-    )
-
-
-class _Report:
-    """Writes the state file; what never changes is given once."""
-
-    def __init__(self, settings: Settings, fitness: Fitness, cgroup: Path | None) -> None:
-        paths = strategy(policy_of(settings, fitness), fitness.era) if fitness.usable else {}
-        self._run_dir = settings.run_dir
-        self._base = state.AgentState(
-            pid=os.getpid(),
-            version=accel.__version__,
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=", ".join(settings.source),
-            cgroup=str(cgroup) if cgroup else None,
-            era=fitness.era.value,
-            strategy={
-                hop: {w: state.PathState(p.accelerated, p.reason) for w, p in ways.items()}
-                for hop, ways in paths.items()
-            },
-        )
-
-    def write(
-        self,
-        *,
-        pods: tuple[state.PodState, ...] = (),
-        problems: tuple[str, ...] = (),
-        idle_reasons: tuple[str, ...] = (),
-    ) -> None:
-        changed = msgspec.structs.replace(
-            self._base, pods=pods, problems=problems, idle_reasons=idle_reasons
-        )
-        state.write(self._run_dir, changed)

@@ -71,18 +71,18 @@ class Broadcaster:
     """What is told to whom."""
 
     def __init__(self) -> None:
-        self._pods: dict[int, PodState] = {}
+        self._pods: dict[int | str, PodState] = {}
         self._readers: set[Reader] = set()
         self._readers_changed = anyio.Event()
 
     def take(self, pods: tuple[PodState, ...]) -> None:
         """These are the pods now."""
-        before, self._pods = self._pods, {pod.netns: pod for pod in pods}
-        for netns, pod in before.items():
-            if netns not in self._pods:
+        before, self._pods = self._pods, {pod.netns or pod.uid: pod for pod in pods}
+        for key, pod in before.items():
+            if key not in self._pods:
                 self.tell(PodChanged(now(), "gone", pod))
-        for netns, pod in self._pods.items():
-            if before.get(netns) != pod:
+        for key, pod in self._pods.items():
+            if before.get(key) != pod:
                 self.tell(PodChanged(now(), "seen", pod))
 
     def tell(self, event: Event) -> None:

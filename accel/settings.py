@@ -49,15 +49,38 @@ class LogFormat(StrEnum):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one agent.  A key of the file, ACCEL_KEY and --key are one thing."""
 
-    source: tuple[SourceName, ...] = (SourceName.PROCESSES,)
+    source: tuple[SourceName, ...] = (SourceName.AUTO,)
     """Where pods are learnt from: one of these, or several with commas, of which the first
     wins where two speak of one pod.  "nri": the runtime calls before a container starts;
     "containerd": its events; "cri": lists of any runtime; "processes" needs no runtime and
     follows the processes of this node; "auto" takes the best that this node has."""
 
+    runtime_socket: Path | None = None
+    """Where the container runtime listens, for "containerd" and "cri".  Default: the first
+    of the usual places at which there is one."""
+
+    nri_socket: Path | None = None
+    """Where the runtime listens for NRI plugins.  Default: /run/nri/nri.sock."""
+
     kubernetes: bool = False
     """Whether the API server is watched for what annotations of pods and namespaces say
     now.  Off: those of a pod count as they were when it began, those of namespaces not."""
+
+    kubelet: bool = False
+    """Whether the node's kubelet is asked for what annotations of pods say now, each 30 s.
+    Where it has a stream of them (Kubernetes 1.37) that is taken unasked."""
+
+    node_name: str = ""
+    """What Kubernetes calls this node, for `kubernetes` and `kubelet`.  In a pod from the field
+    spec.nodeName.  Default: NODE_NAME in the environment."""
+
+    kubeconfig: Path | None = None
+    """How to reach the API server when the agent is no pod.  Default: as a pod, by its
+    service account."""
+
+    start_jitter_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    """The API server is first asked at a random moment within so many seconds, since a
+    rollout starts the agents of all nodes together."""
 
     cgroup: Path | None = None
     """The cgroup v2 directory below which sockets are looked at.  Default: the root of

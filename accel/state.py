@@ -33,6 +33,9 @@ class PodState(msgspec.Struct, frozen=True):
     Attributes:
         netns: 0 for one without a network namespace of its own.
         profile: Its mesh; empty without a proxy.
+        uid: As Kubernetes gave it; empty without a runtime.
+        since: When it began, RFC 3339; None when not known.
+        hops: Hop -> direction -> whether it is accelerated; empty for a pod left alone.
     """
 
     name: str
@@ -43,6 +46,23 @@ class PodState(msgspec.Struct, frozen=True):
     containers: tuple[ContainerState, ...]
     addresses: tuple[str, ...]
     notes: tuple[str, ...]
+    uid: str = ""
+    since: str | None = None
+    hops: dict[str, dict[str, bool]] = {}
+
+
+class SourceState(msgspec.Struct, frozen=True):
+    """One source of pods, or of what their annotations say.
+
+    Attributes:
+        listed: It has told the whole truth once, or nobody waits for that any more.
+        drift: How many pods its later lists showed otherwise than its events had.
+        error: What keeps it from telling more; None when nothing does.
+    """
+
+    listed: bool
+    drift: int = 0
+    error: str | None = None
 
 
 class PathState(msgspec.Struct, frozen=True):
@@ -60,6 +80,7 @@ class AgentState(msgspec.Struct, frozen=True):
         idle_reasons: Why nothing is accelerated on this node; empty when it is.
         strategy: Hop -> direction -> what happens.
         problems: What the kernel refused of the last changes.
+        sources: By name.
     """
 
     pid: int
@@ -72,6 +93,7 @@ class AgentState(msgspec.Struct, frozen=True):
     strategy: dict[str, dict[str, PathState]] = {}
     pods: tuple[PodState, ...] = ()
     problems: tuple[str, ...] = ()
+    sources: dict[str, SourceState] = {}
 
 
 def write(run_dir: Path, state: AgentState) -> None:

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from accel import agent, state
 from accel.cli import status
+from accel.composing import Notice
 from accel.core.strategy import Era
 from accel.datapath import selftest
 from accel.datapath.fitness import Finding, Fitness, Status
@@ -46,7 +48,7 @@ def test_it_looks_again_and_says_each_reason_once(
 ) -> None:
     _answer(monkeypatch, UNFIT, UNFIT, FIT)
     with caplog.at_level(logging.WARNING):
-        assert anyio.run(agent._fit, settings) is FIT
+        assert anyio.run(agent._fit, settings, Notice(settings)) is FIT
     assert caplog.messages == [
         "this node is not accelerated: self-test: not done after 60 s (try: look again)"
     ]
@@ -60,7 +62,7 @@ def test_what_keeps_it_from_starting_is_in_its_status(
 ) -> None:
     _answer(monkeypatch, BROKEN)
     with pytest.raises(agent.CannotStart, match="not mounted") as caught:
-        anyio.run(agent._fit, settings)
+        anyio.run(agent._fit, settings, Notice(settings))
     assert caught.value.remedy == "mount it"
     told = state.read(settings.run_dir)
     assert told is not None
@@ -80,16 +82,10 @@ def test_what_keeps_it_from_starting_is_in_its_status(
 def test_health_of_an_idle_agent(
     settings: Settings, pid: int | None, pinned: bool, health: str
 ) -> None:
-    agent._Report(settings, UNFIT, None).write(idle_reasons=UNFIT.reasons)
-    told = state.read(settings.run_dir)
-    assert told is not None
+    told = agent._about(settings, UNFIT, None).base(usable=False)
     datapath: Any = SimpleNamespace(enabled=True) if pinned else None
-    ours = state.AgentState(**{**_fields(told), "pid": 7})
+    ours = msgspec.structs.replace(told, idle_reasons=UNFIT.reasons, pid=7)
     assert status._health(ours, pid, datapath) == health
-
-
-def _fields(told: state.AgentState) -> dict[str, Any]:
-    return {name: getattr(told, name) for name in told.__struct_fields__}
 
 
 def test_a_self_test_that_does_not_end_is_a_reason(

@@ -9,10 +9,10 @@ from typing import Protocol
 import msgspec
 from rich.text import Text
 
-from accel.agent import policy_of
 from accel.cli import instance, output
 from accel.core.strategy import strategy
 from accel.datapath.fitness import examine
+from accel.policy import policy_of
 
 
 class _Path(Protocol):

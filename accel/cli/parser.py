@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import accel
-from accel.cli import check, connections, demo, events, run, status, switch, verify
+from accel.cli import check, connections, demo, events, pods, run, status, switch, verify
 from accel.cli import object as bpf_object
 
 _DESCRIPTION = """\
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument(
         "--source",
         help="where pods are learnt from: auto, nri, containerd, cri, processes, or several with "
-        "commas (processes)",
+        "commas (auto)",
     )
     sub.add_argument(
         "--kubernetes",
@@ -48,6 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         const=True,
         help="watch the API server for annotations as they are now",
     )
+    sub.add_argument("--runtime-socket", metavar="PATH", help="of containerd, or any CRI runtime")
+    sub.add_argument("--nri-socket", metavar="PATH", help="where NRI plugins are served")
     sub.add_argument(
         "--max-connections", metavar="N", help="connections accelerated at once (65536)"
     )
@@ -62,6 +64,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     sub = verb("status", status.status, "show the agent's health, its pods and the totals")
     _settings(sub)
+    sub.add_argument(
+        "--ready",
+        action="store_true",
+        help="for probes: exit code 0 also when it idles on an unfit kernel, or is paused",
+    )
     _json(sub)
 
     sub = verb(
@@ -69,6 +76,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     _settings(sub)
     _pod(sub)
+    _json(sub)
+
+    sub = verb(
+        "pods", pods.pods, "list the pods of this node: mesh, role of each container, why not"
+    )
+    _settings(sub)
     _json(sub)
 
     sub = verb("events", events.events, "print pods, and what happens to them, as lines of JSON")

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import anyio
 import msgspec
 
-from accel import agent
 from accel.cli import instance, output
 from accel.errors import AccelError
 from accel.settings import LogFormat, Settings
@@ -19,6 +18,8 @@ from accel.settings import LogFormat, Settings
 
 def run(arguments: argparse.Namespace) -> int:
     """Be the agent."""
+    from accel import agent  # and every wire: no other verb should wait for them
+
     settings = instance.settings(arguments)
     _log(settings)
     try:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from rich.text import Text
 
 from accel import state
-from accel.cli import instance, output, reasons
+from accel.cli import instance, output, pods, reasons
 from accel.cli.check import print_strategy
 from accel.datapath.datapath import Datapath, Statistics
 from accel.datapath.errors import NotRunning
@@ -23,7 +22,7 @@ _IDLE_GOES_ON = "agent idle, acceleration goes on"
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Exit code 0 when the agent runs and accelerates, 1 otherwise."""
+    """Exit code 0 when the agent runs and accelerates, 1 otherwise; see _is_ready() for --ready."""
     settings = instance.settings(arguments)
     agent = state.read(settings.run_dir)
     pid = state.agent_pid(settings.run_dir)
@@ -34,9 +33,12 @@ def status(arguments: argparse.Namespace) -> int:
         facts = _facts(agent, pid, None)
     if arguments.json:
         output.as_json(facts)
+    elif arguments.ready:
+        output.line(facts["health"])
     else:
         _print(facts, agent)
-    return 0 if facts["health"] == "accelerating" else 1
+    good = _is_ready(facts) if arguments.ready else facts["health"] == "accelerating"
+    return 0 if good else 1
 
 
 def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath | None) -> str:
@@ -53,6 +55,12 @@ def _health(agent: state.AgentState | None, pid: int | None, datapath: Datapath 
     if pid is None:
         return _GOES_ON
     return _IDLE_GOES_ON if idle else "accelerating"
+
+
+def _is_ready(facts: dict[str, Any]) -> bool:
+    """Whether the agent has done what this node allows.  An unfit kernel and a pause are no
+    fault of the agent: to start it again would change nothing."""
+    return bool(facts["agent"]["running"]) and facts["health"] != "starting"
 
 
 def _facts(
@@ -72,24 +80,12 @@ def _facts(
         "idle_reasons": agent.idle_reasons if agent else (),
         "problems": agent.problems if agent else (),
         "strategy": agent.strategy if agent else {},
-        "pods": _pods(agent, datapath),
+        "pods": pods.describe(agent, datapath),
+        "sources": msgspec.to_builtins(agent.sources) if agent else {},
     }
     if datapath is not None:
         facts |= _numbers(datapath.statistics())
     return facts
-
-
-def _pods(agent: state.AgentState | None, datapath: Datapath | None) -> list[dict[str, Any]]:
-    """As the agent last wrote; without a data path nothing is accelerated."""
-    paused = datapath.paused_pods if datapath else frozenset()
-    return [
-        msgspec.to_builtins(pod)
-        | {
-            "accelerated": pod.accelerated and datapath is not None,
-            "paused": pod.netns in paused,
-        }
-        for pod in (agent.pods if agent else ())
-    ]
 
 
 def _numbers(statistics: Statistics) -> dict[str, Any]:
@@ -118,9 +114,11 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
             "health": output.styled(*_health_line(facts["health"])),
             "agent": _agent_line(facts["agent"]),
             "FIONREAD era": facts["era"],
+            "sources": ", ".join(map(_source, facts["sources"].items())) or "-",
         }
     )
-    for reason in (*facts["idle_reasons"], *facts["problems"]):
+    errors = [f"{name}: {it['error']}" for name, it in facts["sources"].items() if it["error"]]
+    for reason in (*facts["idle_reasons"], *facts["problems"], *errors):
         output.line(output.styled(f"  {reason}", "warn"))
     if facts["idle_reasons"] and "totals" not in facts:
         output.note(
@@ -141,6 +139,14 @@ def _print(facts: dict[str, Any], agent: state.AgentState | None) -> None:
         output.line("pods: unknown, as no agent has written its state to this --run-dir")
     else:
         _print_pods(facts)
+
+
+def _source(source: tuple[str, dict[str, Any]]) -> str:
+    name, facts = source
+    words = [] if facts["listed"] else ["has not listed yet"]
+    if facts["drift"]:
+        words.append(f"its lists showed {facts['drift']:,} pods otherwise than its events")
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 def _health_line(health: str) -> tuple[str, str]:
@@ -198,17 +204,9 @@ def _print_pods(facts: dict[str, Any]) -> None:
             (
                 pod["name"],
                 pod["profile"],
-                _pod_state(pod, node_paused=paused),
+                pods.state_of(pod, node_paused=paused),
                 "\n".join(pod["notes"]),
             )
             for pod in meshed
         ),
     )
-
-
-def _pod_state(pod: dict[str, Any], *, node_paused: bool) -> Text:
-    if pod["accelerated"] and (pod["paused"] or node_paused):
-        return output.styled("paused", "warn")
-    if pod["accelerated"]:
-        return output.styled("accelerated", "ok")
-    return output.styled("left alone", "warn")

@@ -36,7 +36,8 @@ Event = PodSeen | PodGone | Listed
 @dataclass(frozen=True, slots=True)
 class PodUid:
     """A pod, as advice names it.  As the runtime knows it: the API server's mirror of a
-    static pod has another uid, and the runtime's in `kubernetes.io/config.hash`."""
+    static pod has another uid, and is no pod of the node's.  Its annotation
+    `kubernetes.io/config.hash` has the runtime's, but anybody may write that on a pod."""
 
     uid: str
 

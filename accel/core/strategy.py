@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from accel.core.plan import Policy
+from accel.core.model import Pod, Role
+from accel.core.plan import PodEntry, Policy
 
 HOPS = ("app-sidecar", "sidecar-sidecar", "sidecar-app")
 WAYS = ("request", "response")
@@ -66,6 +67,26 @@ def strategy(policy: Policy, era: Era) -> Mapping[str, Mapping[str, Path]]:
         "sidecar-sidecar": {"request": yes, "response": yes},
         "sidecar-app": {"request": into_app, "response": from_app},
     }
+
+
+def pod_paths(pod: Pod, entry: PodEntry | None, policy: Policy) -> Mapping[str, Mapping[str, bool]]:
+    """Hop -> direction -> whether it is accelerated, of one pod.
+
+    Args:
+        entry: Of the pods map; None when it is left alone: then there is nothing to say.
+    """
+    if entry is None:
+        return {}
+    into_sidecar = not entry.stops_short or policy.trust_possible
+    from_app = entry.enrol_apps and into_sidecar
+    paths = {
+        "app-sidecar": {"request": from_app, "response": entry.trust_apps},
+        "sidecar-sidecar": {"request": into_sidecar, "response": into_sidecar},
+        "sidecar-app": {"request": entry.trust_apps, "response": from_app},
+    }
+    if all(container.role is Role.SIDECAR for container in pod.containers):  # a gateway
+        return {"sidecar-sidecar": paths["sidecar-sidecar"]}
+    return paths
 
 
 def _why_not_enrolled(era: Era) -> str:

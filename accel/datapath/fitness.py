@@ -18,10 +18,11 @@ from accel.datapath.generation import object_spec
 from accel.datapath.known_bugs import Effect, bugs_of, release_of
 from accel.errors import AccelError, LinuxError
 from accel.linux import cgroup as cgroups
+from accel.linux.process import PROC
 
 _OLDEST = (5, 10)
 _SIGNATURE = Path("/proc/version_signature")
-_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+_LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
 class Status(StrEnum):
@@ -89,7 +90,7 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
         cgroup: The cgroup to attach to, or None for the root of the hierarchy.
     """
     uname = os.uname()
-    release = release_of(uname.release, uname.version, _signature())
+    release = release_of(uname.release, uname.version, _read(_SIGNATURE))
     findings = [
         _root(),
         _version(release),
@@ -119,9 +120,10 @@ def examine(bpffs: Path, cgroup: Path | None = None) -> Fitness:
     )
 
 
-def _signature() -> str:
+def _read(path: Path) -> str:
+    """Empty where there is none, or none for us."""
     try:
-        return _SIGNATURE.read_text()
+        return path.read_text()
     except OSError:
         return ""
 
@@ -175,9 +177,8 @@ def _sockmap() -> Finding:
 
 
 def _lockdown() -> Finding:
-    try:
-        text = _LOCKDOWN.read_text()
-    except OSError:
+    text = _read(Path(_LOCKDOWN)) or _read(Path(f"{PROC}/1/root{_LOCKDOWN}"))  # in a container
+    if not text:
         return Finding("lockdown", Status.OK, "not in use")
     if "[confidentiality]" in text:
         return Finding(
@@ -195,6 +196,14 @@ def _cgroup(cgroup: Path | None) -> Finding:
     except LinuxError as e:
         status = Status.UNFIT if isinstance(e, cgroups.NoCgroup2) else Status.BROKEN
         return Finding("cgroup v2", status, str(e), e.remedy)
+    if mount.is_whole and mount.root != "/":
+        return Finding(
+            "cgroup v2",
+            Status.BROKEN,
+            f"{mount.point} shows the whole hierarchy, but our cgroup namespace begins further "
+            "down: names of pods' cgroups are not told here",
+            "run in the host's cgroup namespace, as privileged containers of Kubernetes do",
+        )
     if cgroup is not None:
         if not (cgroup / "cgroup.controllers").exists():  # v1 has no such file
             return Finding(

@@ -44,7 +44,8 @@ REMOTE_OPEN = 2  # a flag of a request: more of it follows, as data
 _MUX_HEAD = struct.Struct(">II")
 _FRAME_HEAD = struct.Struct(">IIBB")
 # The other side reads through a buffer of this size, and takes a longer cut for an error unless
-# it waits for exactly the rest of a frame (conn.Read(), mux.go; bufio.Reader.Read()).
+# it waits for exactly the rest of a frame (conn.Read(), mux.go; bufio.Reader.Read()): one cut of
+# 5,000 bytes, and containerd 1.7.24 and 2.1.9 answer nothing ever again.
 _FIRST_CUT_BYTES = 4096
 # Of requests not answered yet.  A runtime sends one, and waits; its own mux gives up at 256 cuts.
 _MAX_WAITING_BYTES = 16 << 20
@@ -257,8 +258,11 @@ class Peer(Connection):
                     # Not an answer: NRI's runtimes fail a pod for one that is an error.
                     self._lose(str(error))
                     return
-                response = encode(await self._answer(request, frame.flags))
-                self._write(pack(Frame(PLUGIN_CONNECTION, frame.stream, RESPONSE, data=response)))
+                data = encode(await self._answer(request, frame.flags))
+                if len(data) > MAX_DATA_BYTES:
+                    detail = f"an answer of {len(data)} bytes"
+                    data = encode(_refusal(Code.RESOURCE_EXHAUSTED, detail))
+                self._write(pack(Frame(PLUGIN_CONNECTION, frame.stream, RESPONSE, data=data)))
             self._arrived = anyio.Event()
             await self._arrived.wait()
 
@@ -276,8 +280,6 @@ class Peer(Connection):
             )
             code = error.code if isinstance(error, RpcError) else Code.UNKNOWN
             return _refusal(code, str(error))
-        if len(payload) > MAX_DATA_BYTES - _FIRST_CUT_BYTES:  # some of that is Response's own
-            return _refusal(Code.RESOURCE_EXHAUSTED, f"an answer of {len(payload)} bytes")
         return Response(Status(), payload)  # older callers take a missing status for a failure
 
 

@@ -48,7 +48,7 @@ from accel.sources.runtime import Roster, ToldContainer, ToldSandbox
 
 _log = logging.getLogger(__name__)
 
-SOCKET = "/var/run/nri/nri.sock"
+SOCKET = "/run/nri/nri.sock"
 PLUGIN_NAME = "accel"
 PLUGIN_INDEX = "99"  # after those that may still refuse the container; several may have it
 

@@ -143,7 +143,7 @@ class Instance:
             popen = subprocess.Popen(
                 [
                     *(*before, sys.executable, "-m", "accel", "run"),
-                    *("--cgroup", str(self.cgroup)),
+                    *("--source", "processes", "--cgroup", str(self.cgroup)),
                     *(*self.place, *arguments),
                 ],
                 stdin=subprocess.DEVNULL,

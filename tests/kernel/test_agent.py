@@ -89,6 +89,7 @@ def test_pause_and_resume_switch_at_the_next_message(instance: Instance, mesh: M
 
         assert instance.facts("pause") == {"paused": True, "paused_pods": []}
         assert instance.health() == "paused"
+        assert instance.accel("status", "--ready").code == 0
         connections.exchange()
         assert instance.directions() == {("request", "tcp"), ("response", "tcp")}
 
@@ -121,6 +122,7 @@ def test_acceleration_outlives_the_agent_and_the_next_one_adopts_it(
             assert agent.end(signal.SIGTERM) == 0
         objects = instance.kernel_objects()
         assert instance.health() == "agent stopped, acceleration goes on"
+        assert instance.accel("status", "--ready").code == 1
         connections.open()
         connections.exchange()
         assert instance.directions() == BOTH_REDIRECT
@@ -138,6 +140,7 @@ def test_acceleration_outlives_the_agent_and_the_next_one_adopts_it(
         connections.exchange()
     assert_removed(instance, objects)
     assert instance.health() == "not running"
+    assert instance.accel("status", "--ready").code == 1
     assert instance.facts("remove") == {"removed": False, "connections_draining": 0}
 
 

@@ -130,6 +130,9 @@ def test_a_kernel_without_btf_is_left_alone(instance: Instance) -> None:
         wait_until(lambda: instance.health() == "idle", lambda: agent.log)
         status = instance.accel("status")
         assert "/sys/kernel/btf/vmlinux does not exist" in status.out
+        assert status.code == 1
+        ready = instance.accel("status", "--ready")
+        assert (ready.code, ready.out) == (0, "idle\n")
         assert "not accelerated: kernel types (BTF)" in agent.log
         instance.assert_untouched()
         assert agent.end(signal.SIGTERM) == 0

@@ -65,7 +65,9 @@ class Daemon:
         config = place / "config.toml"
         config.write_text(CONFIG.format(place=place))
         self._log = place / "log"
-        command = f"ip link set lo up; exec containerd --config {config}"
+        # However the tests end, it ends with them.
+        containerd = f"setpriv --pdeathsig KILL containerd --config {config}"
+        command = f"ip link set lo up; exec {containerd}"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 ("unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", command),
@@ -75,6 +77,19 @@ class Daemon:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    async def freeze(self) -> None:
+        """SIGSTOP, which takes a moment to reach all threads."""
+        self.signal(signal.SIGSTOP)
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while True:
+                if all(state == "T" for state in self._thread_states()):
+                    return
+                await anyio.sleep(0.001)
+
+    def _thread_states(self) -> Iterator[str]:
+        for stat in Path(f"/proc/{self._process.pid}/task").glob("*/stat"):
+            yield stat.read_text().rpartition(")")[2].split()[0]
 
     def stop(self) -> None:
         self._process.kill()
@@ -204,7 +219,7 @@ async def test_events(daemon: Daemon) -> None:
 async def test_a_daemon_that_hangs_and_then_dies(daemon: Daemon) -> None:
     await daemon.wait_ready()
     async with Channel.open(daemon.socket) as channel:
-        daemon.signal(signal.SIGSTOP)
+        await daemon.freeze()
         with pytest.raises(RpcError) as hung:
             await version(channel, seconds=0.1)
         daemon.signal(signal.SIGCONT)

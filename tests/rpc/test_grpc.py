@@ -593,6 +593,31 @@ async def test_nobody_there(tmp_path: Path) -> None:
         assert caught.value.remedy is not None
 
 
+async def test_a_server_that_accepts_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_QUEUE_SECONDS", 0.001)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)  # one may wait
+        async with Channel.open(path):
+            with pytest.raises(RpcError, match="Resource temporarily unavailable") as caught:
+                async with Channel.open(path):
+                    pass
+
+            async def accept() -> None:
+                await anyio.sleep(0.01)
+                listener.accept()[0].close()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(accept)
+                async with Channel.open(path):
+                    pass
+
+    assert caught.value.remedy == "the server accepts no connections: see whether it hangs"
+
+
 # --- bytes ----------------------------------------------------------------------------------
 
 # What containerd 1.6.20 (grpc-go) sent to this client for Version, for PodSandboxStatus of a

@@ -375,7 +375,7 @@ async def test_they_call_and_are_answered_in_order(caplog: pytest.LogCaptureFixt
         (Code.UNKNOWN, "oh no"),
         (Code.ABORTED, "not now"),
         (Code.UNKNOWN, "foreseen"),
-        (Code.RESOURCE_EXHAUSTED, f"an answer of {MAX_DATA_BYTES} bytes"),
+        (Code.RESOURCE_EXHAUSTED, f"an answer of {MAX_DATA_BYTES + 7} bytes"),
         (Code.UNIMPLEMENTED, f"{nri.PLUGIN}/Slow is not implemented"),
     ]
     assert answers[9][1].payload == b"lastlast"
