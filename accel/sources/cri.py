@@ -2,7 +2,7 @@
 
 The cgroups of containers say when: every runtime makes one, named after the container, before
 the container's first process, and the kernel tells of it.  CRI says what.  Where cgroups
-cannot be watched, or containers get none in the v2 hierarchy, CRI is asked each second.
+cannot be watched, as with cgroup v1 alone, CRI is asked each second.
 """
 
 from __future__ import annotations

@@ -58,7 +58,6 @@ _LOOK_AGAIN_SECONDS = (0.01, 0.05, 0.25, 1.0)
 _ASK_AGAIN_SECONDS = (0.01, 0.03, 0.1, 0.5, 2.0)
 _MOST_HINTS = 4096  # beyond, a list is cheaper
 
-_ALIVE = (cri.ContainerState.CREATED, cri.ContainerState.RUNNING)  # it may have a process
 _UNREACHABLE = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
 
 
@@ -92,11 +91,12 @@ class Runtime:
         said = await channel.unary(method, request, cri.VersionResponse, timeout=ANSWER_SECONDS)
         return cls(channel, service, f"{said.runtime_name} {said.runtime_version}")
 
-    async def sandboxes(self) -> tuple[cri.PodSandbox, ...]:
-        """Those that are ready."""
+    async def sandboxes(self, sandbox_id: str = "") -> frozenset[str]:
+        """Ids of those that are ready; of that one alone, if it is."""
         ready = cri.PodSandboxStateValue(cri.PodSandboxState.READY)
-        request = cri.ListPodSandboxRequest(cri.PodSandboxFilter(state=ready))
-        return (await self._ask("ListPodSandbox", request, cri.ListPodSandboxResponse)).items
+        request = cri.ListPodSandboxRequest(cri.PodSandboxFilter(id=sandbox_id, state=ready))
+        listed = await self._ask("ListPodSandbox", request, cri.ListPodSandboxResponse)
+        return frozenset(sandbox.id for sandbox in listed.items)
 
     async def containers(self, container_id: str = "") -> tuple[cri.Container, ...]:
         """All, or that one if there is."""
@@ -325,11 +325,11 @@ class _Follower:
                     await checkpoint()  # others have their turn, and other threads the GIL
 
     async def _list(self, runtime: Runtime) -> None:
-        sandboxes = {sandbox.id for sandbox in await runtime.sandboxes()}
+        sandboxes = await runtime.sandboxes()
         containers = {
             container.id: container
             for container in await runtime.containers()
-            if container.state in _ALIVE and container.pod_sandbox_id in sandboxes
+            if _may_run(container) and container.pod_sandbox_id in sandboxes
         }
         self._roster.keep_only(sandboxes, containers)
         self._announced.clear()
@@ -381,8 +381,11 @@ class _Follower:
         container = next((listed for listed in listed if listed.id == hint.id), None)
         if container is None:
             self._roster.end(hint.id)
-            return not hint.announced and await self._keep(runtime, hint.id)
-        if container.state not in _ALIVE:
+            # Not every runtime has a word of its own for what it does not know: no status of
+            # what may be neither.
+            is_sandbox = not hint.announced and hint.id in await runtime.sandboxes(hint.id)
+            return is_sandbox and await self._keep(runtime, hint.id)
+        if not _may_run(container):
             self._roster.end(hint.id)
             return True
         if hint.announced:
@@ -428,6 +431,12 @@ class _Follower:
         if str(error) not in self._not_understood and len(self._not_understood) < _MOST_HINTS:
             self._not_understood.add(str(error))
             _log.warning("%s: leaving %s out: %s", self._socket, object_id, error)
+
+
+def _may_run(container: cri.Container) -> bool:
+    """Whether its process decides.  UNKNOWN is what containerd says of one whose shim does not
+    answer after a restart."""
+    return container.state != cri.ContainerState.EXITED
 
 
 class _Todo:

@@ -1,7 +1,7 @@
 """From a container's creation to the pod that a source tells: how long, and how long before the
 container's program runs.
 
-    sudo .venv/bin/python tests/bench/bench_pod_start.py [RELEASE ...] [--starts 300]
+    sudo .venv/bin/python tests/bench/bench_pod_start.py [RELEASE ...] [--starts 300] [--source SOURCE]
 
 RELEASE is "containerd" (the installed one) or a row of build/runtimes/suites.toml.  The source
 runs in a process of its own, as an agent does.  Times are those that containerd puts on its
@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("releases", nargs="*", metavar="RELEASE", default=[INSTALLED])
     parser.add_argument("--starts", type=int, default=300)
+    parser.add_argument("--source", action="append", choices=SOURCES, help="default: all")
     parser.add_argument("--follow", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.follow:
@@ -54,9 +55,10 @@ def main() -> None:
         *("runtime", "source", "p50 ms", "p99 ms", "most ms", "before it runs: p50 ms", "least ms"),
     )
     for release in chosen.releases:
-        for source in SOURCES:
+        for source in chosen.source or SOURCES:
             with Node(find_release(release)) as node:
-                report.row(release, source, *_measure(node, source, chosen.starts))
+                if source != "nri" or node.nri_socket.exists():
+                    report.row(release, source, *_measure(node, source, chosen.starts))
     report.show()
 
 

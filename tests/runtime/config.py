@@ -28,11 +28,7 @@ def containerd_config(major: int, directory: Path, cni: Path, *, nri: bool) -> s
         "enable_unprivileged_icmp": False,
         "cni": {"conf_dir": str(directory / "cni")},
         "containerd": {
-            "runtimes": {
-                "runc": {"runtime_type": "io.containerd.runc.v2", "options": CGROUPFS},
-                # The same under another name: the agent goes by the name.
-                "kata": {"runtime_type": "io.containerd.runc.v2", "options": CGROUPFS},
-            }
+            "runtimes": {"runc": {"runtime_type": "io.containerd.runc.v2", "options": CGROUPFS}}
         },
     }
     if major == 1:

@@ -84,7 +84,6 @@ class Pod:
     address: str
     cgroup: Path
     config: making.PodSandboxConfig = field(repr=False)
-    handler: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,13 +209,11 @@ class Node:
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
         host_network: bool = False,
-        handler: str = "",
     ) -> Pod:
         """Make a pod without containers: the sandbox alone.
 
         Args:
             labels, annotations: The pod's own; those of the kubelet are added.
-            handler: Of the runtime class; "kata" is one that only is called so.
         """
         uid = secrets.token_hex(4) + "-0000-4000-8000-" + secrets.token_hex(6)
         kubelets = {
@@ -239,13 +236,13 @@ class Node:
                 ),
             ),
         )
-        return self._run_sandbox(config, handler)
+        return self._run_sandbox(config)
 
     def restart_pod(self, pod: Pod) -> Pod:
         """As a kubelet does when a sandbox died: another one for the same pod."""
         self.stop_pod(pod)
         metadata = replace(pod.config.metadata, attempt=pod.config.metadata.attempt + 1)
-        return self._run_sandbox(replace(pod.config, metadata=metadata), pod.handler)
+        return self._run_sandbox(replace(pod.config, metadata=metadata))
 
     def stop_pod(self, pod: Pod) -> None:
         """End all of its containers and its network namespace; the runtime still lists it."""
@@ -396,8 +393,8 @@ class Node:
         async with Channel.open(str(self.socket)) as channel:
             return await channel.unary(cri.V1 + method, request, reply, timeout=PATIENCE_SECONDS)
 
-    def _run_sandbox(self, config: making.PodSandboxConfig, handler: str) -> Pod:
-        request = making.RunPodSandboxRequest(config=config, runtime_handler=handler)
+    def _run_sandbox(self, config: making.PodSandboxConfig) -> Pod:
+        request = making.RunPodSandboxRequest(config=config)
         made = self.ask("RunPodSandbox", request, making.RunPodSandboxResponse)
         status = self.ask(
             "PodSandboxStatus",
@@ -416,7 +413,6 @@ class Node:
             address=status.status.network.ip,
             cgroup=self.cgroup.parent / config.linux.cgroup_parent.lstrip("/"),
             config=config,
-            handler=handler,
         )
 
     def _running(self, pod: Pod, name: str, container_id: str) -> Container:

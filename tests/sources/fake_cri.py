@@ -124,13 +124,14 @@ class FakeCri:
         await call.reply(cri.VersionResponse("0.1.0", self.flavour.value, "1.2.3", "v1"))
 
     async def _list_sandboxes(self, call: Call) -> None:
-        wanted = _request(call, cri.ListPodSandboxRequest).filter.state
+        wanted = _request(call, cri.ListPodSandboxRequest).filter
         await call.reply(
             cri.ListPodSandboxResponse(
                 tuple(
                     cri.PodSandbox(id=s.id, metadata=s.metadata, state=s.state)
                     for s in (sandbox.status for sandbox in self.sandboxes.values())
-                    if wanted is None or s.state == wanted.state
+                    if wanted.id in ("", s.id)
+                    and (wanted.state is None or s.state == wanted.state.state)
                 )
             )
         )
@@ -166,7 +167,8 @@ class FakeCri:
         await call.reply(cri.ContainerStatusResponse(status, {"info": json.dumps(info)}))
 
     async def _refuses(self, call: Call, object_id: str, held: Mapping[str, object]) -> bool:
-        code = self.refused.get(object_id, None if object_id in held else Code.NOT_FOUND)
+        unknown = Code.UNKNOWN if self.flavour is Flavour.DOCKER else Code.NOT_FOUND
+        code = self.refused.get(object_id, None if object_id in held else unknown)
         if code is not None:
             await call.refuse(code, f"{object_id[-4:]}: {code.name.lower()}")
         return code is not None

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -124,7 +125,7 @@ async def test_a_pod_is_told_as_the_runtime_and_the_kernel_have_it(stage: CriSta
 
 
 @every_flavour
-async def test_containers_are_restarted(stage: CriStage) -> None:
+async def test_containers_are_restarted(stage: CriStage, caplog: pytest.LogCaptureFixture) -> None:
     sandbox_id = stage.run_sandbox()
     netns = stage.netns_of(sandbox_id)
     stage.start(sandbox_id, "istio-proxy")
@@ -136,6 +137,23 @@ async def test_containers_are_restarted(stage: CriStage) -> None:
         second = stage.start(sandbox_id, "app")
         pods = await follow(events, pods, lambda pods: "app" in names(pods, netns))
         assert stage.cgroup_of(second) in {c.cgroup_id for c in pods[netns].containers}
+    assert "leaving" not in caplog.text
+
+
+async def test_a_container_of_an_unknown_state_runs_while_its_process_does(
+    stage: CriStage,
+) -> None:
+    """So containerd says of one whose shim does not answer after a restart."""
+    sandbox_id = stage.run_sandbox()
+    netns = stage.netns_of(sandbox_id)
+    held = stage.runtime.containers[stage.start(sandbox_id, "istio-proxy")]
+    held.container = replace(held.container, state=cri.ContainerState.UNKNOWN)
+    async with listening(stage, relist_seconds=0.05) as (events, pods):
+        assert names(pods, netns) == {"istio-proxy"}
+        pods = await relisted(events, pods)
+        assert names(pods, netns) == {"istio-proxy"}
+        stage.kill(held.pid)
+        await follow(events, pods, lambda pods: not names(pods, netns))
 
 
 async def test_a_container_is_told_before_its_program_runs(stage: CriStage) -> None:
