@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ from accel.core.plan import Pods, fold
 from accel.linux import cgroup
 from accel.sources.nri import NriSource
 from tests.contract.source import follow
+from tests.kernel.instance import wait_until
 from tests.patience import scaled
 from tests.runtime.following import following, listening
 from tests.runtime.node import MESHED, Container, Node, Pod
@@ -160,7 +161,13 @@ def witness(marks: Path, name: str) -> list[str]:
 
 
 def what_it_saw(marks: Path, name: str) -> str:
-    return (marks / f"{name}.saw").read_text().strip()
+    """Empty as long as it has not looked."""
+    saw = marks / f"{name}.saw"
+    return saw.read_text().strip() if saw.exists() else ""
+
+
+def wait_for_witnesses(marks: Path, names: Iterable[str]) -> None:
+    wait_until(lambda: all(what_it_saw(marks, name) for name in names))
 
 
 async def test_the_maps_are_there_before_a_program_runs(empty_node: Node) -> None:
@@ -191,7 +198,7 @@ async def test_the_maps_are_there_before_a_program_runs(empty_node: Node) -> Non
             tasks.start_soon(act)
             await anyio.to_thread.run_sync(start_all)
             tasks.cancel_scope.cancel()
-    node.remove_all_pods()  # all have ended
+    wait_for_witnesses(marks, names)
     assert [what_it_saw(marks, name) for name in names] == ["maps"] * STARTS
 
 
@@ -212,7 +219,7 @@ async def test_a_consumer_that_stalls_holds_up_nobody_for_long(
 
     async with listening(source(node, hold_seconds=0.05)):
         await anyio.to_thread.run_sync(start_all)
-    node.remove_all_pods()
+    wait_for_witnesses(marks, ("first", "second"))
     assert [what_it_saw(marks, name) for name in ("first", "second")] == ["none", "none"]
     assert caplog.text.count("starts before its maps are written") == 2
 
