@@ -103,7 +103,7 @@ def _log_idle(fitness: Fitness) -> None:
 
 async def _accelerate(settings: Settings, fitness: Fitness, notice: Notice) -> None:
     mount = cgroups.hierarchy()
-    pods, advice = pod_sources(settings, mount), advice_sources(settings)
+    advice = advice_sources(settings)
     cgroup = settings.cgroup or mount.point
     facts = fitness.facts
     assert facts is not None  # usable says it was tested
@@ -118,6 +118,7 @@ async def _accelerate(settings: Settings, fitness: Fitness, notice: Notice) -> N
             os.uname().release,
             fitness.era.value,
         )
+        pods = pod_sources(settings, mount)
         shown = None if mount.is_our_own and settings.cgroup is None else cgroup
         broadcaster = Broadcaster()
         names = [*(source.name for source in pods), *(source.name for source in advice)]

@@ -27,7 +27,7 @@ _WHY = {
     "nri": "the runtime calls before a container starts",
     "containerd": "its events tell of a container before it runs",
     "cri": "the runtime is asked for its list",
-    "processes": "no socket of a container runtime was found",
+    "processes": "no runtime has its own socket where one would be",
 }
 
 
@@ -53,11 +53,10 @@ class Found:
 def discover(root: Path = Path("/")) -> tuple[Found, ...]:
     """The sources to follow, the best first.
 
-    NRI comes with the runtime's own socket beside it, for where an administrator has
-    switched NRI off though its socket is there.
+    NRI never comes alone: it may be switched off though its socket is there.
     """
-    found = (*_first(root, "nri", NRI), *_runtime(root))
-    return found or (Found("processes", "", _WHY["processes"]),)
+    runtime = tuple(_runtime(root)) or (Found("processes", "", _WHY["processes"]),)
+    return (*_first(root, "nri", NRI), *runtime)
 
 
 def socket_of(name: str, root: Path = Path("/")) -> str:

@@ -28,7 +28,7 @@ def listen(tmp_path: Path) -> Listen:
     ("there", "taken"),
     [
         ((), ["processes"]),
-        (NRI, ["nri"]),
+        (NRI, ["nri", "processes"]),
         (CONTAINERD[:1], ["containerd"]),
         ((NRI[0], CONTAINERD[1]), ["nri", "containerd"]),
         (CRI[:1], ["cri"]),
