@@ -246,7 +246,20 @@ class Node:
 
     def stop_pod(self, pod: Pod) -> None:
         """End all of its containers and its network namespace; the runtime still lists it."""
-        self._call("StopPodSandbox", making.PodSandboxRequest(pod_sandbox_id=pod.id))
+        self._stop_sandbox(pod.id)
+
+    def _stop_sandbox(self, sandbox_id: str) -> None:
+        """As a kubelet does, again until it works: a container that ends by itself just then
+        makes containerd fail with "ttrpc: closed"."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self._call("StopPodSandbox", making.PodSandboxRequest(pod_sandbox_id=sandbox_id))
+                return
+            except RpcError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
 
     def remove_pod(self, pod: Pod) -> None:
         """Stop it, and have the runtime forget it."""
@@ -256,8 +269,8 @@ class Node:
     def remove_all_pods(self) -> None:
         listed = self.ask("ListPodSandbox", cri.ListPodSandboxRequest(), cri.ListPodSandboxResponse)
         for sandbox in listed.items:
-            for verb in ("StopPodSandbox", "RemovePodSandbox"):
-                self._call(verb, making.PodSandboxRequest(pod_sandbox_id=sandbox.id))
+            self._stop_sandbox(sandbox.id)
+            self._call("RemovePodSandbox", making.PodSandboxRequest(pod_sandbox_id=sandbox.id))
 
     def give_next(self, address: str) -> None:
         """The next pod gets this address, if no pod has it: as happens on a node that has
