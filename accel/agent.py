@@ -172,8 +172,7 @@ async def _tell_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
 async def _relay_connections(keeper: Keeper, broadcaster: Broadcaster) -> None:
     async with contextlib.aclosing(keeper.datapath.events()) as records:
         async for record in records:
-            names = {pod.netns: pod.name for pod in keeper.pods.values()}
-            change, connection = describe_event(record, keeper.datapath, names)
+            change, connection = describe_event(record, keeper.datapath, keeper.names)
             broadcaster.tell(ConnectionChanged(now(), change, connection))
 
 

@@ -65,6 +65,7 @@ class Keeper:
     ) -> None:
         """`hearers` are told the states of all pods whenever one has changed."""
         self.pods: Pods = {}
+        self.names: Mapping[int, str] = {}  # of pods, by network namespace
         self.datapath = datapath
         self._hearers = tuple(hearers)
         self._about = about
@@ -92,6 +93,7 @@ class Keeper:
         self._have = None if problems else wanted
         if actions or pods != self.pods:
             _log_changes(self.pods, pods)
+            self.names = {pod.netns: pod.name for pod in pods.values()}
         self.pods, self._wanted, self._problems = pods, wanted, problems
         self._news.set()
 
