@@ -67,8 +67,15 @@ class UnixStream(anyio.abc.ByteStream):
                 raise anyio.BrokenResourceError from error
 
     async def send_eof(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
+        self._shut_down(socket.SHUT_WR)
+
+    def shut_down(self) -> None:
+        """End both directions, and so the waiting of whoever waits for either."""
+        self._shut_down(socket.SHUT_RDWR)
+
+    def _shut_down(self, how: int) -> None:
+        with suppress(OSError):  # the other side was first
+            self._socket.shutdown(how)
 
     async def aclose(self) -> None:
         anyio.notify_closing(self._socket)

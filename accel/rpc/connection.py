@@ -8,22 +8,22 @@ a peer that makes us answer but does not read the answers is hung up on.
 from __future__ import annotations
 
 import errno
-import socket
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 
+from accel import unix
 from accel.rpc.errors import Code, RpcError, WireError
+from accel.unix import UnixStream
 
-_READ_BYTES = 1 << 16
 _BACKLOG_BYTES = 1 << 20  # of what is to be written: those who wait for room do so above it
 _MAX_BACKLOG_BYTES = 4 << 20  # only answers that nobody waited for can bring it here
-_QUEUE_SECONDS = 0.05  # between two attempts to get into a full queue of a listener
-_QUEUE_ATTEMPTS = 100
+_QUEUE_SECONDS = 5.0  # to get into a full queue of a listener
 
 _REMEDIES = {
     errno.EAGAIN: "the server accepts no connections: see whether it hangs",
@@ -33,74 +33,22 @@ _REMEDIES = {
 }
 
 
-class Socket:
-    """A connected socket that tasks wait for.
-
-    anyio's own UNIXSocketStream fails with InvalidStateError when it is cancelled in the same
-    round of the event loop in which data arrives (4.16; agronholm/anyio#1267 is one form of it):
-    whenever a channel is closed while the server has something to say.
-    """
-
-    def __init__(self, connected: socket.socket) -> None:
-        connected.setblocking(False)
-        self._socket = connected
-
-    async def receive(self) -> bytes:
-        """What is there, when something is; b"" at the end."""
-        await anyio.lowlevel.checkpoint()
-        while True:
-            try:
-                return self._socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-
-    async def send(self, data: bytes) -> None:
-        """Send all of it."""
-        await anyio.lowlevel.checkpoint()
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[self._socket.send(rest) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._socket)
-
-    def shut_down(self) -> None:
-        """End both directions, and so whoever waits for either."""
-        with suppress(OSError):  # the other side was first
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """For when nobody waits for it any more."""
-        self._socket.close()
-
-
-async def connect(path: str) -> Socket:
+async def connect(path: str) -> UnixStream:
     """A connection to the server that listens at this path.
 
     Raises:
         RpcError: UNAVAILABLE.
     """
-    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connecting.setblocking(False)
     try:
-        for _ in range(_QUEUE_ATTEMPTS):
-            try:
-                connecting.connect(path)
-                return Socket(connecting)
-            except BlockingIOError as error:  # unlike TCP's, such a socket can only try again
-                full = error
-            await anyio.sleep(_QUEUE_SECONDS)
-        raise full
+        with anyio.move_on_after(_QUEUE_SECONDS):
+            return await unix.connect(Path(path))
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     except OSError as error:
-        connecting.close()
         raise RpcError(
             Code.UNAVAILABLE,
             f"connect to {path}: {error.strerror or error}",
             remedy=_REMEDIES.get(error.errno or 0),
         ) from error
-    except BaseException:
-        connecting.close()
-        raise
 
 
 class Lost(Exception):
@@ -110,8 +58,8 @@ class Lost(Exception):
 class Connection(ABC):
     """What the wires have in common."""
 
-    def __init__(self, socket: Socket) -> None:
-        self._socket = socket
+    def __init__(self, stream: UnixStream) -> None:
+        self._stream = stream
         self._outgoing = bytearray()
         self._to_write = anyio.Event()
         self._written = anyio.Event()
@@ -169,18 +117,18 @@ class Connection(ABC):
                     self._lose("closed on our side")
                     group.cancel_scope.cancel()
         finally:
-            self._socket.close()
+            await self._stream.aclose()
         if failure is not None:
             raise failure
 
     async def _read_all(self) -> None:
         try:
-            while data := await self._socket.receive():
+            async for data in self._stream:
                 self._take(data)
                 if len(self._outgoing) > _MAX_BACKLOG_BYTES:
                     raise Lost("the server does not read what it asks for")
             self._lose("the server closed the connection")
-        except (OSError, WireError, Lost) as error:
+        except (anyio.BrokenResourceError, WireError, Lost) as error:
             self._lose(_reason(error))
 
     async def _write_all(self) -> None:
@@ -189,10 +137,10 @@ class Connection(ABC):
                 await self._to_write.wait()
                 self._to_write = anyio.Event()
                 data, self._outgoing = self._outgoing, bytearray()
-                await self._socket.send(bytes(data))
+                await self._stream.send(bytes(data))
                 self._written.set()
                 self._written = anyio.Event()
-        except OSError as error:
+        except anyio.BrokenResourceError as error:
             self._lose(_reason(error))
 
     def _lose(self, why: str) -> None:
@@ -201,10 +149,11 @@ class Connection(ABC):
             self._gone.set()
             self._written.set()
             self._let_go(why)
-            self._socket.shut_down()
+            self._stream.shut_down()
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"the connection broke: {error.strerror or error}"
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"the connection broke: {cause.strerror or cause}"
     return str(error)

@@ -45,9 +45,10 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from accel.rpc.connection import Connection, Lost, Socket, connect
+from accel.rpc.connection import Connection, Lost, connect
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import decode, encode
+from accel.unix import UnixStream
 
 T = TypeVar("T")
 
@@ -79,8 +80,8 @@ _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
 class Channel(Connection):
     """A connection to one gRPC server.  Make it by open()."""
 
-    def __init__(self, socket: Socket) -> None:
-        super().__init__(socket)
+    def __init__(self, stream: UnixStream) -> None:
+        super().__init__(stream)
         self._h2 = _client()
         self._incoming = bytearray()
         self._calls: dict[int, _Call] = {}

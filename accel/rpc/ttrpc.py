@@ -23,9 +23,10 @@ from typing import TypeAlias, TypeVar
 import anyio
 
 from accel.errors import AccelError
-from accel.rpc.connection import Connection, Lost, Socket, connect
+from accel.rpc.connection import Connection, Lost, connect
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import Int32, Int64, decode, encode, field, message
+from accel.unix import UnixStream
 
 _log = logging.getLogger(__name__)
 
@@ -167,8 +168,8 @@ def handler(request: type[Q], answer: Callable[[Q], Awaitable[object]]) -> Handl
 class Peer(Connection):
     """A plugin's end of the connection to a runtime.  Make it by open()."""
 
-    def __init__(self, socket: Socket, service: str, handlers: Mapping[str, Handler]) -> None:
-        super().__init__(socket)
+    def __init__(self, stream: UnixStream, service: str, handlers: Mapping[str, Handler]) -> None:
+        super().__init__(stream)
         self._service = service
         self._handlers = handlers
         self._trunk = Trunk()

@@ -23,8 +23,8 @@ from h2.events import (
 )
 from h2.settings import SettingCodes
 
-from accel.rpc.connection import Socket
 from accel.rpc.protobuf import encode
+from accel.unix import UnixStream
 
 
 def framed(message: bytes, *, flag: int = 0) -> bytes:
@@ -104,7 +104,7 @@ Script = Callable[[Call], Coroutine[None, None, None]]
 class Connection:
     """One client."""
 
-    def __init__(self, connected: Socket, script: Script, *, early: bool) -> None:
+    def __init__(self, connected: UnixStream, script: Script, *, early: bool) -> None:
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.socket = connected
         self.stalled = anyio.Event()  # a window is used up
@@ -128,14 +128,14 @@ class Connection:
         try:
             async with anyio.create_task_group() as scripts:
                 await self.flush()
-                while data := await self.socket.receive():
+                async for data in self.socket:
                     for event in self.h2.receive_data(data):
                         self._take(event, scripts)
                     await self.flush()
                     self._change.set()
                     self._change = anyio.Event()
                 scripts.cancel_scope.cancel()
-        except* OSError:
+        except* anyio.BrokenResourceError:
             pass  # the client may go at any time
 
     def _take(self, event: Event, scripts: TaskGroup) -> None:
@@ -165,14 +165,15 @@ class Connection:
 
 
 @asynccontextmanager
-async def listening(serve: Callable[[Socket], Awaitable[None]]) -> AsyncIterator[str]:
+async def listening(serve: Callable[[UnixStream], Awaitable[None]]) -> AsyncIterator[str]:
     """Whoever connects to the path that this gives is served."""
     with tempfile.TemporaryDirectory(prefix="rpc-") as directory:  # short: 108 bytes are allowed
         path = str(Path(directory, "s"))
 
         async def handle(accepted: socket.socket) -> None:
-            with accepted, suppress(OSError):
-                await serve(Socket(accepted))
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                async with UnixStream(accepted) as stream:
+                    await serve(stream)
 
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
@@ -203,7 +204,7 @@ async def serving(
         early: Run it as soon as the headers are there, and never open the window for the rest.
     """
 
-    async def serve(connected: Socket) -> None:
+    async def serve(connected: UnixStream) -> None:
         connection = Connection(connected, script, early=early)
         await connection.serve(settings or {})
 
@@ -215,12 +216,12 @@ async def serving(
 async def saying(*pieces: bytes, after: anyio.Event) -> AsyncIterator[str]:
     """A server that says just that, whatever it is asked, when the event is set; then it closes."""
 
-    async def serve(connected: Socket) -> None:
+    async def serve(connected: UnixStream) -> None:
         await after.wait()
         for piece in pieces:
             await connected.send(piece)
         connected.shut_down()
-        while await connected.receive():  # closed with bytes unread, it would say reset
+        async for _ in connected:  # closed with bytes unread, it would say reset
             pass
 
     async with listening(serve) as path:

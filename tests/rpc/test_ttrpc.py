@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from accel.errors import AccelError
 from accel.rpc import nri, ttrpc
-from accel.rpc.connection import Socket
 from accel.rpc.errors import Code, RpcError, WireError
 from accel.rpc.protobuf import decode, encode
 from accel.rpc.ttrpc import (
@@ -33,6 +32,7 @@ from accel.rpc.ttrpc import (
     handler,
     pack,
 )
+from accel.unix import UnixStream
 from tests.patience import scaled
 from tests.rpc.server import listening
 
@@ -180,25 +180,23 @@ def test_garbage_is_refused_or_kept(pieces: list[bytes]) -> None:
 class Runtime:
     """The other end: sends frames, and takes them one by one."""
 
-    def __init__(self, socket: Socket) -> None:
-        self.socket = socket
+    def __init__(self, stream: UnixStream) -> None:
+        self.stream = stream
         self._trunk = Trunk()
         self._frames: list[Frame] = []
 
     async def receive(self) -> Frame:
         while not self._frames:
-            data = await self.socket.receive()
-            assert data, "the plugin hung up"
-            self._frames += self._trunk.feed(data)
+            self._frames += self._trunk.feed(await self.stream.receive())
         return self._frames.pop(0)
 
     async def request(self, stream: int, method: str, payload: bytes = b"", **more: int) -> None:
         data = encode(Request(nri.PLUGIN, method, payload))
-        await self.socket.send(pack(Frame(PLUGIN_CONNECTION, stream, REQUEST, data=data, **more)))
+        await self.stream.send(pack(Frame(PLUGIN_CONNECTION, stream, REQUEST, data=data, **more)))
 
     async def answer(self, frame: Frame, response: Response) -> None:
         data = encode(response)
-        await self.socket.send(pack(Frame(RUNTIME_CONNECTION, frame.stream, RESPONSE, data=data)))
+        await self.stream.send(pack(Frame(RUNTIME_CONNECTION, frame.stream, RESPONSE, data=data)))
 
     async def response(self) -> tuple[int, Response]:
         frame = await self.receive()
@@ -212,8 +210,8 @@ async def connected(**handlers: ttrpc.Handler) -> AsyncIterator[tuple[Runtime, P
     accepted: list[Runtime] = []
     there, done = anyio.Event(), anyio.Event()
 
-    async def serve(socket: Socket) -> None:
-        accepted.append(Runtime(socket))
+    async def serve(stream: UnixStream) -> None:
+        accepted.append(Runtime(stream))
         there.set()
         await done.wait()
 
@@ -284,7 +282,7 @@ async def test_an_answer_that_is_no_message_fails_its_call_alone() -> None:
         async def answer() -> None:
             frame = await runtime.receive()
             bad = Frame(RUNTIME_CONNECTION, frame.stream, RESPONSE, data=b"\xff")
-            await runtime.socket.send(pack(bad))
+            await runtime.stream.send(pack(bad))
             await runtime.answer(await runtime.receive(), Response())
 
         tasks.start_soon(answer)
@@ -391,7 +389,7 @@ async def test_another_service_is_not_ours() -> None:
 
     async with connected(Echo=echo) as (runtime, _):
         data = encode(Request("grpc.health.v1.Health", "Echo"))
-        await runtime.socket.send(pack(Frame(PLUGIN_CONNECTION, 1, REQUEST, data=data)))
+        await runtime.stream.send(pack(Frame(PLUGIN_CONNECTION, 1, REQUEST, data=data)))
         _, response = await runtime.response()
 
     assert response.status == Status(
@@ -426,7 +424,7 @@ async def test_what_nobody_knows_is_ignored() -> None:
             Frame(RUNTIME_CONNECTION, 1, REQUEST),
             Frame(RUNTIME_CONNECTION, 77, RESPONSE),
         ):
-            await runtime.socket.send(pack(frame))
+            await runtime.stream.send(pack(frame))
         await runtime.request(1, "Echo", b"still there")
         assert (await runtime.response())[1].payload == b"still there"
 
@@ -449,9 +447,9 @@ async def test_a_lost_connection_ends_calls(data: bytes, why: str) -> None:
         async def hang_up() -> None:
             await runtime.receive()
             if data:
-                await runtime.socket.send(data)
+                await runtime.stream.send(data)
             else:
-                runtime.socket.shut_down()
+                runtime.stream.shut_down()
 
         tasks.start_soon(hang_up)
         for _ in range(2):
@@ -468,7 +466,7 @@ async def test_a_runtime_that_does_not_wait_for_answers_is_hung_up_on() -> None:
         return b""
 
     async with connected(Never=never) as (runtime, peer):
-        with suppress(OSError):
+        with suppress(anyio.BrokenResourceError):
             for number in range(300):
                 await runtime.request(2 * number + 1, "Never")
         assert await peer.wait_lost() == "the runtime does not wait for answers"

@@ -12,13 +12,20 @@ from tests.vm.machine import run
 pytestmark = pytest.mark.vm
 
 
+GUEST = "python -m tests.vm.guest_refusal"
+
+
 class Case(NamedTuple):
-    """A machine, and the reasons it gives: the beginning of each."""
+    """A machine, and the reasons it gives: the beginning of each.
+
+    Attributes:
+        then: For the guest's shell, and the reasons that it gives after that.
+    """
 
     kernel: str
     reasons: tuple[str, ...]
     append: str = ""
-    setup: str = ""
+    then: tuple[str, tuple[str, ...]] | None = None
 
 
 LEFT_ALONE = {
@@ -30,43 +37,40 @@ LEFT_ALONE = {
         ),
     ),
     "older than 5.10": Case("4.19", ("kernel: Linux 4.19.",)),
-    "locked down": Case(
+    "locked down, which then cannot be seen": Case(
         "5.10",
         ("lockdown: the kernel is locked down for confidentiality",),
         append="lockdown=confidentiality",
-    ),
-    "locked down, which cannot be seen": Case(
-        "5.10",
-        ("self-test: ",),
-        append="lockdown=confidentiality",
-        setup="umount /sys/kernel/security",
+        then=("umount /sys/kernel/security", ("self-test: ",)),
     ),
 }
 
 
-def _facts(case: Case, *arguments: str) -> Any:
-    """What tests.vm.guest_refusal prints."""
-    ran = run(
-        case.kernel,
-        *("python", "-m", "tests.vm.guest_refusal", *arguments),
-        append=case.append,
-        setup=case.setup,
-    )
+def _facts(kernel: str, script: str, append: str = "") -> list[Any]:
+    """What tests.vm.guest_refusal prints, each time that the script runs it."""
+    ran = run(kernel, "sh", "-ec", script, append=append)
     assert ran.code == 0, ran
-    return json.loads(ran.out.splitlines()[-1])
+    return [json.loads(line) for line in ran.out.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("case", LEFT_ALONE.values(), ids=LEFT_ALONE.keys())
 def test_left_alone(case: Case) -> None:
     """check says why and exits 1; run idles with the same reasons, and nothing is touched."""
-    facts = _facts(case)
+    script, expected = GUEST, [case.reasons]
+    if case.then is not None:
+        script = f"{GUEST}; {case.then[0]}; {GUEST}"
+        expected.append(case.then[1])
+    for reasons, facts in zip(expected, _facts(case.kernel, script, case.append), strict=True):
+        _check_left_alone(facts, reasons)
 
+
+def _check_left_alone(facts: Any, expected: tuple[str, ...]) -> None:
     check = facts["check"]
     assert (check["code"], check["said"]["usable"]) == (1, False)
     reasons = check["said"]["reasons"]
-    assert len(reasons) >= len(case.reasons)
-    for expected in case.reasons:
-        assert any(reason.startswith(expected) for reason in reasons), reasons
+    assert len(reasons) >= len(expected)
+    for beginning in expected:
+        assert any(reason.startswith(beginning) for reason in reasons), reasons
 
     assert facts["running"]
     status = facts["status"]
@@ -81,7 +85,7 @@ def test_left_alone(case: Case) -> None:
 
 
 def test_trust_is_refused_on_a_kernel_with_a_known_crash() -> None:
-    facts = _facts(Case("5.10-unpatched", ()), "--trust-apps")
+    (facts,) = _facts("5.10-unpatched", f"{GUEST} --trust-apps")
 
     check = facts["check"]["said"]
     assert (facts["check"]["code"], check["usable"], check["trust_possible"]) == (0, True, False)
@@ -98,7 +102,7 @@ def test_trust_is_refused_on_a_kernel_with_a_known_crash() -> None:
 
 def test_a_host_of_cgroup_v1_alone() -> None:
     """accel finds a hierarchy of its own, attaches there, and leaves no mount."""
-    facts = _facts(Case("5.10", (), setup="umount /sys/fs/cgroup"))
+    (facts,) = _facts("5.10", f"umount /sys/fs/cgroup; {GUEST}")
 
     check = facts["check"]["said"]
     assert check["usable"]
