@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import anyio
 
-from accel.core.events import PodSeen
+from accel.core.events import Event, Listed, PodSeen
+from accel.core.model import Pod as Seen
 from accel.linux import cgroup
 from accel.rpc.containerd import SUBSCRIBE, Envelope, SubscribeRequest
 from accel.rpc.grpc import Channel
@@ -132,10 +133,16 @@ async def _follow(what: str, socket: str) -> None:
     source = SOURCES[what](cgroup.hierarchy(), socket=socket)
     async with aclosing(source.events()) as events:
         async for event in events:
-            if isinstance(event, PodSeen):
-                at = time.time_ns()
-                for container in event.pod.containers:
+            at = time.time_ns()
+            for pod in _told(event):
+                for container in pod.containers:
                     print(container.cgroup_id, at, flush=True)
+
+
+def _told(event: Event) -> tuple[Seen, ...]:
+    if isinstance(event, Listed):  # as after a connection was lost
+        return event.pods
+    return (event.pod,) if isinstance(event, PodSeen) else ()
 
 
 async def _follow_events(socket: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from tests.image.built import Built
 from tests.image.manifests import Manifest
+from tests.image.volumes import Volumes
 from tests.kernel.instance import PATIENCE_SECONDS, Answer, wait_until
 
 # linux/capability.h, in order; privileged containers have all that there are.
@@ -40,35 +41,6 @@ _USUAL_MOUNTS = (
 
 
 @dataclass(frozen=True)
-class Node:
-    """Where a test works, in place of the node's own directories.
-
-    Attributes:
-        directories: By the host path that a manifest names; those not named are made empty.
-        configuration: The text of each file of the ConfigMap.
-    """
-
-    scratch: Path
-    directories: Mapping[str, Path]
-    configuration: Mapping[str, str]
-
-    def source(self, volume: Manifest, mount: Manifest) -> Path:
-        """What a volume is here."""
-        if "configMap" in volume:
-            folder = self._made(volume["name"])
-            for name, text in self.configuration.items():
-                (folder / name).write_text(text)
-            return folder / str(mount["subPath"])
-        path = volume["hostPath"]["path"]
-        return self.directories.get(path) or self._made(volume["name"])
-
-    def _made(self, name: str) -> Path:
-        path = self.scratch / "volumes" / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-
-@dataclass(frozen=True)
 class Container:
     """One container of a pod; runs the image unpacked in `root`, which stays as it is."""
 
@@ -76,7 +48,7 @@ class Container:
     root: Path
     pod: Manifest
     manifest: Manifest
-    node: Node
+    volumes: Volumes
     more_namespaces: tuple[str, ...] = ()
     cgroup: str = ""  # in the hierarchy; by default one of its own at the top
     id: str = field(default_factory=lambda: f"accel-test-{uuid4().hex[:12]}")
@@ -93,7 +65,7 @@ class Container:
     @contextmanager
     def started(self) -> Iterator[Running]:
         """Until it is stopped, at the latest at the end of the context."""
-        log = self.node.scratch / f"{self.id}.log"
+        log = self.volumes.scratch / f"{self.id}.log"
         with self._bundle() as bundle, log.open("wb") as err:
             popen = subprocess.Popen(
                 [*self._runc, "run", "--bundle", bundle, self.id],
@@ -107,11 +79,11 @@ class Container:
 
     @property
     def _runc(self) -> tuple[str, ...]:
-        return ("runc", "--root", str(self.node.scratch / "runc"))
+        return ("runc", "--root", str(self.volumes.scratch / "runc"))
 
     @contextmanager
     def _bundle(self) -> Iterator[Path]:
-        bundle = self.node.scratch / self.id
+        bundle = self.volumes.scratch / self.id
         bundle.mkdir(exist_ok=True)
         (bundle / "config.json").write_text(json.dumps(self._spec()))
         try:
@@ -162,17 +134,15 @@ class Container:
         }
 
     def _mounts(self) -> Iterator[dict[str, Any]]:
-        volumes = {volume["name"]: volume for volume in self.pod["volumes"]}
-        for mount in self.manifest["volumeMounts"]:
-            follows = mount.get("mountPropagation") == "HostToContainer"
+        for mount in self.volumes.mounts(self.pod, self.manifest):
             yield {
-                "destination": mount["mountPath"],
+                "destination": mount.path,
                 "type": "bind",
-                "source": str(self.node.source(volumes[mount["name"]], mount)),
+                "source": str(mount.source),
                 "options": [
                     "rbind",
-                    "rslave" if follows else "rprivate",
-                    "ro" if mount.get("readOnly") else "rw",
+                    "rslave" if mount.follows else "rprivate",
+                    "ro" if mount.read_only else "rw",
                 ],
             }
 

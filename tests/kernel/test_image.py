@@ -14,8 +14,9 @@ import pytest
 
 from accel.demo.testbed import Testbed
 from tests.image.built import Built, build, image
-from tests.image.bundle import Container, Node
+from tests.image.bundle import Container
 from tests.image.manifests import Manifest, pod_of, read
+from tests.image.volumes import Volumes
 from tests.kernel.instance import Connections, Instance, Mesh, accel, alive, wait_until
 from tests.kernel.test_failures import in_own_mounts
 
@@ -48,9 +49,9 @@ def instance(cgroup: Path, bpffs: Path, tmp_path: Path) -> Instance:
 
 
 @pytest.fixture
-def node(instance: Instance, tmp_path: Path) -> Node:
+def volumes(instance: Instance, tmp_path: Path) -> Volumes:
     """The test's own, but for the cgroups: there the configuration says where to stay."""
-    return Node(
+    return Volumes(
         tmp_path,
         {
             "/sys/fs/bpf": instance.bpffs,
@@ -63,15 +64,15 @@ def node(instance: Instance, tmp_path: Path) -> Node:
 
 
 @pytest.fixture
-def agent(built: Built, root: Path, node: Node) -> Container:
+def agent(built: Built, root: Path, volumes: Volumes) -> Container:
     pod = pod_of(read("accel.yaml"))
-    return Container(built, root, pod, pod["containers"][0], node)
+    return Container(built, root, pod, pod["containers"][0], volumes)
 
 
 @pytest.fixture
-def remover(built: Built, root: Path, node: Node) -> Container:
+def remover(built: Built, root: Path, volumes: Volumes) -> Container:
     pod = pod_of(read("remove.yaml"))
-    return Container(built, root, pod, pod["initContainers"][0], node)
+    return Container(built, root, pod, pod["initContainers"][0], volumes)
 
 
 @pytest.fixture
@@ -98,10 +99,10 @@ def test_there_is_nothing_in_it_but_what_runs(root: Path) -> None:
     assert (root / "usr/share/doc/libc6/copyright").exists()
 
 
-def test_check_says_what_it_says_on_the_node(agent: Container, node: Node) -> None:
-    settings = node.scratch / "accel.yaml"
-    settings.write_text(node.configuration["accel.yaml"])
-    mounted = f"mount --bind '{node.directories['/sys/fs/bpf']}' /sys/fs/bpf"
+def test_check_says_what_it_says_on_the_node(agent: Container, volumes: Volumes) -> None:
+    settings = volumes.scratch / "accel.yaml"
+    settings.write_text(volumes.configuration["accel.yaml"])
+    mounted = f"mount --bind '{volumes.directories['/sys/fs/bpf']}' /sys/fs/bpf"
     outside = accel("check", "--json", "--config", str(settings), before=in_own_mounts(mounted))
     inside = saying(agent, "check", "--json").run()
     assert inside.code == outside.code == 0, (inside, outside)

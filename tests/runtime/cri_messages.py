@@ -102,11 +102,18 @@ class KeyValue:
     value: str = field(2)  # bytes since 0.37: the same on the wire
 
 
+class MountPropagation(OpenEnum):
+    PROPAGATION_PRIVATE = 0
+    PROPAGATION_HOST_TO_CONTAINER = 1
+    PROPAGATION_BIDIRECTIONAL = 2
+
+
 @message
 class Mount:
     container_path: str = field(1)
     host_path: str = field(2)
     readonly: bool = field(3)
+    propagation: MountPropagation = field(5)
 
 
 @message

@@ -30,7 +30,7 @@ from typing import NoReturn, TypedDict
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+MS_REC, MS_PRIVATE, MS_SHARED = 0x4000, 1 << 18, 1 << 20
 MNT_DETACH = 2
 
 PATIENCE_SECONDS = 10.0
@@ -78,7 +78,9 @@ def _reap(number: int, frame: FrameType | None) -> None:
 def _make_namespaces(directory: Path) -> None:
     _call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _call("unshare", CLONE_NEWNS | CLONE_NEWNET)
-    _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    # Away from the machine's, and then as on a node: containers may follow what is mounted.
+    for how in (MS_PRIVATE, MS_SHARED):
+        _call("mount", b"none", b"/", None, MS_REC | how, None)
     # /run has the sockets of shims and the names of network namespaces, /var/lib what CNI
     # caches; overlayfs, for images, does not stand on every file system, but on tmpfs.
     for path in (directory / "private", Path("/run"), Path("/var/lib")):

@@ -146,7 +146,7 @@ class Node:
             self._keeper = self._start_keeper(undo)
             self._portal = undo.enter_context(start_blocking_portal())
             self.start_containerd()
-            self._import_image()
+            self.import_image(self.directory / "image.tar", IMAGE)
             self._stack = undo.pop_all()
         return self
 
@@ -196,6 +196,47 @@ class Node:
     def thaw_containerd(self) -> None:
         os.kill(self._pid, signal.SIGCONT)
 
+    def import_image(self, archive: Path, name: str) -> None:
+        """Have it in the runtime; CRI sees it a moment after containerd has it."""
+        subprocess.run(
+            [
+                *(self.release.ctr, "--address", self.socket, "--namespace", "k8s.io"),
+                *("images", "import", archive),
+            ],
+            check=True,
+            capture_output=True,
+            env={"PATH": self.release.path},
+        )
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while self._portal.call(self._image_status, name).image is None:
+            assert time.monotonic() < give_up, f"CRI does not see {name}"
+            time.sleep(0.01)
+
+    async def _image_status(self, name: str) -> making.ImageStatusResponse:
+        request = making.ImageStatusRequest(image=cri.ImageSpec(image=name))
+        async with Channel.open(str(self.socket)) as channel:
+            return await channel.unary(
+                making.IMAGES_V1 + "ImageStatus",
+                request,
+                making.ImageStatusResponse,
+                timeout=PATIENCE_SECONDS,
+            )
+
+    def mount_bpffs(self) -> Path:
+        """A BPF file system that only the node itself sees, and that goes with it; where."""
+        path = self.directory / "private" / "bpffs"
+        inside = ("nsenter", f"--mount=/proc/{self._keeper.pid}/ns/mnt", "--")
+        for command in (("mkdir", path), ("mount", "-t", "bpf", "bpf", path)):
+            subprocess.run([*inside, *command], check=True)
+        return path
+
+    def log_of(self, pod: Pod, name: str) -> Path:
+        """What a container of that name says, if it was made with this log_path."""
+        return self._logs(pod.uid) / name
+
+    def _logs(self, uid: str) -> Path:
+        return self.directory / "logs" / uid
+
     def last_words(self) -> str:
         return "\n".join(self.log.read_text().splitlines()[-20:])
 
@@ -209,30 +250,35 @@ class Node:
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
         host_network: bool = False,
+        host_pid: bool = False,
+        privileged: bool = False,
     ) -> Pod:
         """Make a pod without containers: the sandbox alone.
 
         Args:
             labels, annotations: The pod's own; those of the kubelet are added.
+            privileged: Whether its containers may be.
         """
         uid = secrets.token_hex(4) + "-0000-4000-8000-" + secrets.token_hex(6)
+        self._logs(uid).mkdir(parents=True)
         kubelets = {
             "io.kubernetes.pod.name": name,
             "io.kubernetes.pod.namespace": namespace,
             "io.kubernetes.pod.uid": uid,
         }
         network = cri.NamespaceMode.NODE if host_network else cri.NamespaceMode.POD
+        processes = cri.NamespaceMode.NODE if host_pid else cri.NamespaceMode.CONTAINER
         config = making.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
             hostname="" if host_network else name,
+            log_directory=str(self._logs(uid)),
             labels={**(labels or {}), **kubelets},
             annotations=annotations or {},
             linux=making.LinuxPodSandboxConfig(
                 cgroup_parent=f"/{self.name}/kubepods/besteffort/pod{uid}",
                 security_context=making.LinuxSandboxSecurityContext(
-                    namespace_options=cri.NamespaceOption(
-                        network=network, pid=cri.NamespaceMode.CONTAINER
-                    )
+                    namespace_options=cri.NamespaceOption(network=network, pid=processes),
+                    privileged=privileged,
                 ),
             ),
         )
@@ -298,7 +344,7 @@ class Node:
         """
         created = self.create(pod, name, command, uid=uid, ports=ports, mounts=mounts)
         self.start_created(created)
-        return self._running(pod, name, created)
+        return self.running(pod, name, created)
 
     def create(
         self,
@@ -311,25 +357,12 @@ class Node:
         mounts: Mapping[Path, str] | None = None,
     ) -> str:
         """Create a container; its id, for start_created()."""
-        attempt = self._attempts.get((pod.uid, name), -1) + 1
-        self._attempts[pod.uid, name] = attempt
         told_ports = json.dumps([{"containerPort": port, "protocol": "TCP"} for port in ports])
         config = making.ContainerConfig(
-            metadata=cri.ContainerMetadata(name=name, attempt=attempt),
+            metadata=cri.ContainerMetadata(name=name),
             image=cri.ImageSpec(image=IMAGE),
             command=tuple(command),
-            labels={
-                **{k: v for k, v in pod.config.labels.items() if k.startswith("io.kubernetes.")},
-                "io.kubernetes.container.name": name,
-            },
-            annotations={
-                "io.kubernetes.container.hash": "1f2e3d4c",
-                **({"io.kubernetes.container.ports": told_ports} if ports else {}),
-                "io.kubernetes.container.restartCount": str(attempt),
-                "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
-                "io.kubernetes.container.terminationMessagePolicy": "File",
-                "io.kubernetes.pod.terminationGracePeriod": "30",
-            },
+            annotations={"io.kubernetes.container.ports": told_ports} if ports else {},
             mounts=tuple(
                 making.Mount(host_path=str(host), container_path=inside)
                 for host, inside in (mounts or {}).items()
@@ -337,11 +370,41 @@ class Node:
             linux=making.LinuxContainerConfig(
                 resources=making.LinuxContainerResources(cpu_shares=2),
                 security_context=making.LinuxContainerSecurityContext(
-                    namespace_options=_options_of(pod),
                     run_as_user=making.Int64Value(value=uid),
                     run_as_group=making.Int64Value(value=uid),
                 ),
             ),
+        )
+        return self.create_as(pod, config)
+
+    def create_as(self, pod: Pod, config: making.ContainerConfig) -> str:
+        """Create a container, adding what any of a kubelet has; its id.
+
+        Args:
+            config: With a name, an image and a security context.
+        """
+        assert config.linux is not None
+        assert config.linux.security_context is not None
+        name = config.metadata.name
+        attempt = self._attempts.get((pod.uid, name), -1) + 1
+        self._attempts[pod.uid, name] = attempt
+        security = replace(config.linux.security_context, namespace_options=_options_of(pod))
+        config = replace(
+            config,
+            metadata=cri.ContainerMetadata(name=name, attempt=attempt),
+            labels={
+                **{k: v for k, v in pod.config.labels.items() if k.startswith("io.kubernetes.")},
+                "io.kubernetes.container.name": name,
+            },
+            annotations={
+                "io.kubernetes.container.hash": "1f2e3d4c",
+                **config.annotations,
+                "io.kubernetes.container.restartCount": str(attempt),
+                "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
+                "io.kubernetes.container.terminationMessagePolicy": "File",
+                "io.kubernetes.pod.terminationGracePeriod": "30",
+            },
+            linux=replace(config.linux, security_context=security),
         )
         request = making.CreateContainerRequest(
             pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config
@@ -390,8 +453,25 @@ class Node:
 
     def execute(self, container: Container, *command: str) -> bytes:
         """Run a command in it, as a probe does; what it said."""
-        request = making.ExecSyncRequest(container_id=container.id, cmd=command, timeout=10)
-        return self.ask("ExecSync", request, making.ExecSyncResponse).stdout
+        return self.execute_all(container, *command).stdout
+
+    def execute_all(self, container: Container, *command: str) -> making.ExecSyncResponse:
+        """The same; all that is known of how it went."""
+        request = making.ExecSyncRequest(
+            container_id=container.id, cmd=command, timeout=int(PATIENCE_SECONDS)
+        )
+        return self.ask("ExecSync", request, making.ExecSyncResponse)
+
+    def wait_for_end(self, container_id: str) -> int:
+        """Wait until a container has ended by itself; its exit code."""
+        request = cri.ContainerStatusRequest(container_id=container_id)
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            answer = self.ask("ContainerStatus", request, cri.ContainerStatusResponse)
+            if answer.status.state is cri.ContainerState.EXITED:
+                return answer.status.exit_code
+            assert time.monotonic() < give_up, f"{container_id} does not end"
+            time.sleep(0.05)
 
     # --- CRI --------------------------------------------------------------------------------
 
@@ -428,7 +508,8 @@ class Node:
             config=config,
         )
 
-    def _running(self, pod: Pod, name: str, container_id: str) -> Container:
+    def running(self, pod: Pod, name: str, container_id: str) -> Container:
+        """What became of start_created()."""
         status = self.ask(
             "ContainerStatus",
             cri.ContainerStatusRequest(container_id=container_id, verbose=True),
@@ -482,32 +563,6 @@ class Node:
         stdin.write(line + "\n")
         stdin.flush()
         return self._pids.readline()
-
-    def _import_image(self) -> None:
-        """CRI sees it a moment after containerd has it."""
-        subprocess.run(
-            [
-                *(self.release.ctr, "--address", self.socket, "--namespace", "k8s.io"),
-                *("images", "import", self.directory / "image.tar"),
-            ],
-            check=True,
-            capture_output=True,
-            env={"PATH": self.release.path},
-        )
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while self._portal.call(self._image_status).image is None:
-            assert time.monotonic() < give_up, "CRI does not see the image"
-            time.sleep(0.01)
-
-    async def _image_status(self) -> making.ImageStatusResponse:
-        request = making.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))
-        async with Channel.open(str(self.socket)) as channel:
-            return await channel.unary(
-                making.IMAGES_V1 + "ImageStatus",
-                request,
-                making.ImageStatusResponse,
-                timeout=PATIENCE_SECONDS,
-            )
 
     def _serves(self) -> bool:
         try:

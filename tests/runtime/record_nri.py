@@ -8,13 +8,14 @@ A pod with a container is there; another container starts, one is stopped, the p
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accel.sources.nri import NriSource
+from tests.runtime.listener import listener
 from tests.runtime.node import MESHED, Node
 from tests.runtime.releases import PROJECT, find_release
 
@@ -27,15 +28,13 @@ def main() -> None:
             pod = node.run_pod("cart-0", namespace="shop", annotations=MESHED)
             node.start(pod, "app")
             recorded = bytearray()
-            with _listening(node.nri_socket, node.directory / "proxy.sock", recorded) as path:
-                command = [sys.executable, "-m", "tests.runtime.plugin", str(path)]
-                with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE) as plugin:
-                    assert plugin.stdout is not None
-                    plugin.stdout.readline()
-                    proxy = node.start(pod, "istio-proxy", uid=1337)
-                    node.stop(proxy)
-                    node.remove_pod(pod)
-                    plugin.kill()
+            with (
+                _listening(node.nri_socket, node.directory / "proxy.sock", recorded) as path,
+                listener(NriSource.name, path),
+            ):
+                proxy = node.start(pod, "istio-proxy", uid=1337)
+                node.stop(proxy)
+                node.remove_pod(pod)
             (RECORDINGS / f"nri-{release}.bin").write_bytes(recorded)
 
 

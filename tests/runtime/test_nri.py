@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 
 import anyio
 import anyio.to_thread
@@ -25,7 +21,7 @@ from tests.kernel.instance import wait_until
 from tests.patience import scaled
 from tests.runtime.following import following, listening
 from tests.runtime.node import MESHED, Container, Node, Pod
-from tests.runtime.releases import PROJECT, releases
+from tests.runtime.releases import releases
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio, releases("containerd-1.7", "containerd-2")]
 
@@ -222,45 +218,3 @@ async def test_a_consumer_that_stalls_holds_up_nobody_for_long(
     wait_for_witnesses(marks, ("first", "second"))
     assert [what_it_saw(marks, name) for name in ("first", "second")] == ["none", "none"]
     assert caplog.text.count("starts before its maps are written") == 2
-
-
-# --- an agent that hangs, or dies -----------------------------------------------------------
-
-
-@contextmanager
-def agent(node: Node) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A process that follows, and has been told once."""
-    command = [sys.executable, "-m", "tests.runtime.plugin", str(node.nri_socket)]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            process.stdout.readline()
-            yield process, process.stdout
-        finally:
-            process.kill()
-
-
-def test_an_agent_that_hangs_is_dropped(empty_node: Node) -> None:
-    """The runtime waits once, as long as it does for any plugin, and never again."""
-    node = empty_node
-    before = len(node.log.read_text())
-    pod = node.run_pod("cart-0", annotations=MESHED)
-    with agent(node) as (process, told):
-        os.kill(process.pid, signal.SIGSTOP)
-        for number in range(5):
-            node.start(pod, f"app-{number}")
-        assert "closing plugin 99-accel" in node.log.read_text()[before:]
-        node.start(node.run_pod("after", annotations=MESHED), "app")
-
-        os.kill(process.pid, signal.SIGCONT)  # dials again, and has a new list
-        while told.readline() != "default/after default/cart-0\n":
-            assert process.poll() is None
-
-
-def test_an_agent_that_dies_is_forgotten(empty_node: Node) -> None:
-    node = empty_node
-    pod = node.run_pod("cart-0", annotations=MESHED)
-    with agent(node) as (process, _):
-        process.kill()
-        for number in range(5):
-            node.start(pod, f"app-{number}")

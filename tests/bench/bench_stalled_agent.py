@@ -1,10 +1,11 @@
-"""What NRI costs the start of a container, with an agent that is well, hangs, or is dead.
+"""What the start of a container costs, with an agent that is well, hangs, or is dead.
 
-    sudo .venv/bin/python tests/bench/bench_nri.py [RELEASE ...] [--starts 100]
+    sudo .venv/bin/python tests/bench/bench_stalled_agent.py [RELEASE ...] [--starts 100]
+        [--source SOURCE]
 
-RELEASE is a row of build/runtimes/suites.toml.  The agent's source runs in a process of its own
-and does nothing with what it is told.  Times are those of CRI's StartContainer, from outside;
-what a hang costs is paid by the first start alone.
+RELEASE is "containerd" (the installed one) or a row of build/runtimes/suites.toml.  The agent's
+source runs in a process of its own and does nothing with what it is told.  Times are those of
+CRI's StartContainer, from outside; what a hang costs is paid by the first start alone.
 """
 
 from __future__ import annotations
@@ -17,35 +18,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.bench.stage import Report
+from tests.runtime.listener import SOURCES, listener, socket_of
 from tests.runtime.node import MESHED, Node
-from tests.runtime.releases import FETCHED, PROJECT, find_release
+from tests.runtime.releases import FETCHED, INSTALLED, find_release
 
 CONTAINERS_OF_A_POD = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("releases", nargs="*", metavar="RELEASE", default=FETCHED)
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", default=(INSTALLED, *FETCHED))
     parser.add_argument("--starts", type=int, default=100)
+    parser.add_argument("--source", action="append", choices=SOURCES, help="default: all")
     chosen = parser.parse_args()
     report = Report(
         f"StartContainer, ms ({chosen.starts} starts)",
-        *("runtime", "agent", "first", "p50", "p99", "most of the others"),
+        *("runtime", "source", "agent", "first", "p50", "p99", "most of the others"),
     )
     for release in chosen.releases:
         with Node(find_release(release)) as node:
             _start(node, 10)  # what is slow once only
-            report.row(release, "none", *_columns(_start(node, chosen.starts)))
-            for state, happens in STATES.items():
-                with _agent(node) as process:
-                    happens(process)
-                    report.row(release, state, *_columns(_start(node, chosen.starts)))
+            report.row(release, "", "none", *_columns(_start(node, chosen.starts)))
+            for source in chosen.source or SOURCES:
+                if not socket_of(source, node).exists():
+                    continue
+                for state, happens in STATES.items():
+                    with listener(source, socket_of(source, node)) as process:
+                        happens(process)
+                        row = _columns(_start(node, chosen.starts))
+                        report.row(release, source, state, *row)
     report.show()
 
 
@@ -58,18 +64,6 @@ STATES: dict[str, Callable[[subprocess.Popen[str]], object]] = {
     "hangs": _hang,
     "killed": lambda process: process.kill(),
 }
-
-
-@contextmanager
-def _agent(node: Node) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.runtime.plugin", str(node.nri_socket)]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # it was told once
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def _start(node: Node, starts: int) -> list[float]:
