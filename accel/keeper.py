@@ -16,7 +16,7 @@ import accel
 from accel import state
 from accel.core.merge import Truth, restrain
 from accel.core.model import Pod
-from accel.core.plan import Pods, Policy, Want, plan, pod_notes, want
+from accel.core.plan import Pods, Policy, Want, Wanting, plan, pod_notes
 from accel.core.strategy import Era, pod_paths, strategy
 from accel.datapath.datapath import Datapath
 
@@ -70,6 +70,7 @@ class Keeper:
         self._hearers = tuple(hearers)
         self._about = about
         self._base = about.base(usable=True)
+        self._wanting = Wanting(about.policy)
         self._have: Want | None = None
         self._wanted = Want()
         self._problems: tuple[str, ...] = ()
@@ -85,7 +86,7 @@ class Keeper:
                 what another may have changed.
         """
         have = self.datapath.have() if whole or self._have is None else self._have
-        wanted = restrain(have, want(pods, self._about.policy), truth)
+        wanted = restrain(have, self._wanting.want(pods), truth)
         actions = plan(have, wanted)
         problems = self.datapath.apply(actions) if actions else ()
         for problem in problems:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from accel.core.advice import ACCELERATE, TRUST_APPS, Advice, Override, read_advice
 from accel.core.model import Address, Container, Pod, Role
@@ -15,6 +16,7 @@ from accel.core.plan import (
     Pods,
     Policy,
     Want,
+    Wanting,
     pod_notes,
     v4_mapped,
     want,
@@ -347,3 +349,12 @@ def test_every_entry_belongs_to_an_accelerated_pod(pods: Pods, policy: Policy) -
 def test_no_trust_on_a_kernel_that_cannot_bear_it(pods: Pods, policy: Policy) -> None:
     if not (policy.trust_possible or policy.trust_forced):
         assert not any(entry.trust_apps for entry in want(pods, policy).pods.values())
+
+
+@given(st.lists(pods_by_key), policies)
+def test_what_is_remembered_of_earlier_pods_changes_nothing(
+    steps: list[Pods], policy: Policy
+) -> None:
+    wanting = Wanting(policy)
+    for step in steps:
+        assert wanting.want(step) == want(step, policy)
