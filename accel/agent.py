@@ -30,6 +30,7 @@ from accel.errors import AccelError
 from accel.following import Following
 from accel.keeper import About, Keeper
 from accel.linux import cgroup as cgroups
+from accel.linux import pidfd
 from accel.policy import policy_of
 from accel.settings import Settings
 from accel.stream import ConnectionChanged, Lost
@@ -56,6 +57,7 @@ async def run(settings: Settings) -> None:
         CannotStart: The node is set up in a way that the operator can mend.
         AccelError: Another agent runs there, or the data path failed.
     """
+    pidfd.allow_many()
     with state.only_agent(settings.run_dir):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, tasks.cancel_scope)

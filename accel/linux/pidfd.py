@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 import anyio
 
+from accel.errors import LinuxError
+
+_REMEDIES = {errno.EMFILE: "raise the hard limit of open files (ulimit -Hn, LimitNOFILE=)"}
+
 K = TypeVar("K", bound=Hashable)
+
+
+def allow_many() -> None:
+    """Let this process have as many descriptors as it may.
+
+    Each process that is watched takes one, and many systems start a service with 1,024.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Lives(Generic[K]):
@@ -29,12 +44,21 @@ class Lives(Generic[K]):
 
         Returns:
             False when there is no such process, or it has ended.
+
+        Raises:
+            LinuxError: It could not be looked for.
         """
         self.forget(key)
         try:
             fd = os.pidfd_open(pid)
-        except (OSError, OverflowError):
+        except (ProcessLookupError, OverflowError):
             return False
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no number that a process has
+                return False
+            raise LinuxError(
+                f"watch process {pid}: {error.strerror}", remedy=_REMEDIES.get(error.errno or 0)
+            ) from error
         self._fds[key], self._keys[fd] = fd, key
         self._epoll.register(fd, select.EPOLLIN)
         return self.alive(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,8 @@ from contextlib import closing
 import anyio
 import pytest
 
-from accel.linux.pidfd import Lives
+from accel.errors import LinuxError
+from accel.linux.pidfd import Lives, allow_many
 from tests.patience import scaled
 
 
@@ -82,3 +84,18 @@ def test_what_has_ended_cannot_be_watched(
     for nonsense in (0, 1 << 31, 1 << 32):
         assert not lives.watch("nonsense", nonsense)
     assert not lives.alive("nobody")
+
+
+def test_no_descriptor_is_left_until_many_are_allowed(lives: Lives[str]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        with pytest.raises(LinuxError, match="watch process 1: Too many open files") as caught:
+            lives.watch("first", 1)
+        assert caught.value.remedy is not None
+        allow_many()
+        assert lives.watch("first", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
