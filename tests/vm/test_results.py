@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -116,3 +118,15 @@ def test_steps_run_one_by_one_are_kept(
     now = before | {"steps": {"stress": {"ok": True}}}
     assert [*matrix._merged([now])[0]["steps"]] == ["essential", "stress"]
     assert [*matrix._merged([now | {"release": "5.10.999"}])[0]["steps"]] == ["stress"]
+
+
+def test_the_running_kernel_has_commands_of_its_own(
+    matrix: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(matrix, "PRIVATE_BPFFS", ":")
+    arguments = argparse.Namespace(venv=tmp_path, logs=tmp_path)
+    for step, said in (
+        (matrix.Step("both", "echo emulated", 1, host="echo bare"), "bare"),
+        (matrix.Step("one", "echo emulated", 1), "emulated"),
+    ):
+        assert matrix._run("host", step, arguments) == matrix.Ran(0, f"{said}\n")
