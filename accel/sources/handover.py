@@ -44,9 +44,12 @@ class Desk:
             listed: Somebody has told the whole truth.  Nothing is told before that.
 
         Returns:
-            The number of this state.
+            The number of this state.  Where nothing is new that is the one before, and nobody
+            is woken: on a full node two in three of an idle agent's cycles went into that.
         """
         with self._lock:
+            if not listed and pods == self._pods:
+                return self._number
             self._pods = pods
             self._number += 1
             if listed:

@@ -145,11 +145,17 @@ class Roster:
         return True
 
     def look(self, container_id: str) -> None:
-        """Read again what a container executes, and the addresses of its pod."""
-        if (sandbox_id := self._homes.get(container_id)) is not None:
-            before = self._running[sandbox_id][container_id]
-            self._running[sandbox_id][container_id] = self._with_program(before)
-            self._settle(sandbox_id)
+        """Read again what a container executes, and, for the first of its pod, the addresses
+        of that."""
+        if (sandbox_id := self._homes.get(container_id)) is None:
+            return
+        running, known = self._running[sandbox_id], self._facts[sandbox_id]
+        before = running[container_id]
+        running[container_id] = self._with_program(before)
+        is_first = container_id == next(iter(running))
+        sandbox = self._sandbox(self._sandboxes[sandbox_id]) if is_first else known
+        if running[container_id] != before or sandbox != known:
+            self._settle(sandbox_id, known=sandbox)
 
     def end(self, container_id: str) -> None:
         """This container does not run."""
@@ -247,9 +253,10 @@ class Roster:
     def _with_program(self, container: RunningContainer) -> RunningContainer:
         """With what it executes."""
         first = self._first[container.id]
-        found = process.read(first.pid, self._proc)
+        pids = {first.pid, *cgroup.members(first.directory)}
+        inside = {pid: process.read(pid, self._proc) for pid in pids}
+        found = inside[first.pid]
         if found is None:
             return container
-        inside = (process.read(pid, self._proc) for pid in cgroup.members(first.directory))
-        exes = {found.exe, *(member.exe for member in inside if member is not None)}
+        exes = {member.exe for member in inside.values() if member is not None}
         return replace(container, exe=found.exe, uid=found.uid, splices=splicers(exes))

@@ -66,6 +66,18 @@ async def test_nothing_is_told_before_a_list(desk: Desk) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_is_no_news_wakes_nobody(desk: Desk) -> None:
+    number = desk.put(pods(A, B), listed=True)
+    async with aclosing(desk.events()) as events:
+        assert await anext(events) == Listed((A, B))
+        assert desk.put(pods(B, A)) == number
+        with anyio.move_on_after(0.01) as waited:
+            await anext(events)
+        assert waited.cancelled_caught
+    assert desk.put(pods(A)) > number
+
+
+@pytest.mark.anyio
 async def test_changes_are_told_ends_first(desk: Desk) -> None:
     async with aclosing(desk.events()) as events:
         desk.put(pods(A, B), listed=True)
