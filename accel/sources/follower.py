@@ -337,11 +337,11 @@ class _Follower:
             if not self._roster.knows(sandbox_id):
                 await self._try(Hint(sandbox_id), 0, self._keep(runtime, sandbox_id))
         for container in containers.values():
-            if self._roster.runs(container.id):  # not all at once, which would hold up hints
-                self._look_later(container.id, (self._relist_seconds * random.random(),))
-            else:
+            if not self._roster.runs(container.id):
                 hint = Hint(container.id)
                 await self._try(hint, 0, self._start(runtime, container, hint))
+            elif self._roster.leads(container.id):  # not all at once, which would hold up hints
+                self._look_later(container.id, (self._relist_seconds * random.random(),))
         self._desk.put(self._roster.pods(), listed=True)
         if not self._listed:
             self._listed = True

@@ -144,17 +144,23 @@ class Roster:
         self._settle(told.sandbox_id, known=self._facts.get(told.sandbox_id))
         return True
 
+    def leads(self, container_id: str) -> bool:
+        """Whether it runs, and is the first of its pod that does: one for each pod."""
+        sandbox_id = self._homes.get(container_id)
+        return sandbox_id is not None and container_id == next(iter(self._running[sandbox_id]))
+
     def look(self, container_id: str) -> None:
-        """Read again what a container executes, and, for the first of its pod, the addresses
-        of that."""
+        """Read again what a container executes; by the first of a pod also what the others do,
+        and the pod's addresses."""
         if (sandbox_id := self._homes.get(container_id)) is None:
             return
-        running, known = self._running[sandbox_id], self._facts[sandbox_id]
-        before = running[container_id]
-        running[container_id] = self._with_program(before)
-        is_first = container_id == next(iter(running))
-        sandbox = self._sandbox(self._sandboxes[sandbox_id]) if is_first else known
-        if running[container_id] != before or sandbox != known:
+        running, sandbox = self._running[sandbox_id], self._facts[sandbox_id]
+        looked: Collection[str] = (container_id,)
+        if self.leads(container_id):
+            looked, sandbox = running, self._sandbox(self._sandboxes[sandbox_id])
+        fresh = {looked_at: self._with_program(running[looked_at]) for looked_at in looked}
+        if sandbox != self._facts[sandbox_id] or fresh.items() - running.items():
+            running |= fresh
             self._settle(sandbox_id, known=sandbox)
 
     def end(self, container_id: str) -> None:
