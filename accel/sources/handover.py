@@ -45,7 +45,7 @@ class Desk:
 
         Returns:
             The number of this state.  Where nothing is new that is the one before, and nobody
-            is woken: on a full node two in three of an idle agent's cycles went into that.
+            is woken: on a full node that was a sixth of what an idle agent used.
         """
         with self._lock:
             if not listed and pods == self._pods:
