@@ -92,6 +92,10 @@ def following(instance: Instance, *arguments: str) -> Iterator[Following]:
             yield Following(process)
         finally:
             process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:  # as where SIGINT was ignored from the start
+                process.kill()
 
 
 def _is(event: str, change: str | None = None) -> Callable[[dict[str, Any]], bool]:

@@ -34,6 +34,8 @@ def test_one_that_hangs(empty_node: Node, source: str) -> None:
     before = len(node.log.read_text())
     pod = node.run_pod("cart-0", annotations=MESHED)
     with listener(source, socket_of(source, node)) as process:
+        node.start(pod, "first")
+        read_line(process)  # so the runtime has it among its plugins
         os.kill(process.pid, signal.SIGSTOP)
         for number in range(5):
             node.start(pod, f"app-{number}")
