@@ -16,6 +16,10 @@ from pathlib import Path
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
+UNAVAILABLE = 77
+"""Exit status of what ends because something is Unavailable: a skipped test, for automake and others."""
+
+
 class Unavailable(Exception):
     """The mirror does not have it, or cannot be reached."""
 

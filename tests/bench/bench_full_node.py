@@ -54,11 +54,10 @@ def main() -> None:
 
 
 def _measure(node: Node, source: str, place: Path, pods: int, seconds: float) -> Iterator[str]:
-    sockets = ("--runtime-socket", str(node.socket), "--nri-socket", str(node.nri_socket))
     with bpffs_mounted(place / "bpffs"):
         instance = Instance(node.cgroup, place / "bpffs", place / "run")
         began = time.monotonic()
-        with instance.agent("--source", source, *sockets) as agent:
+        with instance.agent("--source", source, *node.sockets) as agent:
             # A source of processes finds no proxy in pods whose containers all sleep.
             while source != "processes" and len(instance.accelerated()) < pods:
                 time.sleep(0.5)

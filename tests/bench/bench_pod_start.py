@@ -29,14 +29,12 @@ from accel.core.model import Pod as Seen
 from accel.linux import cgroup
 from accel.rpc.containerd import SUBSCRIBE, Envelope, SubscribeRequest
 from accel.rpc.grpc import Channel
-from accel.sources.containerd import ContainerdSource, hint_of
-from accel.sources.cri import CriSource
-from accel.sources.nri import NriSource
+from accel.sources.containerd import hint_of
 from tests.bench.stage import Report
+from tests.runtime.listener import SOURCES, socket_of
 from tests.runtime.node import MESHED, Node, Pod
 from tests.runtime.releases import INSTALLED, find_release
 
-SOURCES = {"containerd": ContainerdSource, "cri": CriSource, "nri": NriSource}
 EVENTS = "events"
 CONTAINERS_OF_A_POD = ("istio-proxy", "app", "helper")
 
@@ -58,7 +56,7 @@ def main() -> None:
     for release in chosen.releases:
         for source in chosen.source or SOURCES:
             with Node(find_release(release)) as node:
-                if source != "nri" or node.nri_socket.exists():
+                if socket_of(source, node).exists():
                     report.row(release, source, *_measure(node, source, chosen.starts))
     report.show()
 
@@ -106,8 +104,7 @@ Times = Mapping[str, int]
 @contextmanager
 def _following(what: str, node: Node) -> Iterator[Callable[[], Times]]:
     """A process that listens; the call says what it has heard."""
-    socket = node.nri_socket if what == NriSource.name else node.socket
-    command = [sys.executable, __file__, "--follow", what, str(socket)]
+    command = [sys.executable, __file__, "--follow", what, str(socket_of(what, node))]
     with (
         tempfile.NamedTemporaryFile(prefix="heard-") as out,
         subprocess.Popen(command, stdout=out) as process,

@@ -45,6 +45,7 @@ from accel.linux import cgroup, netns
 from accel.rpc import cri
 from accel.rpc.errors import RpcError
 from accel.rpc.grpc import Channel
+from tests.kernel.instance import wait_until
 from tests.patience import scaled
 from tests.runtime import cri_messages as making
 from tests.runtime import keeper
@@ -158,6 +159,11 @@ class Node:
     ) -> None:
         self._stack.close()
 
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """Where the runtime listens, for `accel run`."""
+        return ("--runtime-socket", str(self.socket), "--nri-socket", str(self.nri_socket))
+
     # --- containerd itself ------------------------------------------------------------------
 
     @property
@@ -174,10 +180,7 @@ class Node:
             "log": str(self.log),
         }
         self._pid = int(self._ask_keeper(json.dumps(program)))
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while not self._serves():
-            assert time.monotonic() < give_up, self.last_words()
-            time.sleep(0.02)
+        wait_until(self._serves, self.last_words)
 
     def stop_containerd(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it; its containers go on."""
@@ -207,10 +210,10 @@ class Node:
             capture_output=True,
             env={"PATH": self.release.path},
         )
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while self._portal.call(self._image_status, name).image is None:
-            assert time.monotonic() < give_up, f"CRI does not see {name}"
-            time.sleep(0.01)
+        wait_until(
+            lambda: self._portal.call(self._image_status, name).image is not None,
+            lambda: f"CRI does not see {name}",
+        )
 
     async def _image_status(self, name: str) -> making.ImageStatusResponse:
         request = making.ImageStatusRequest(image=cri.ImageSpec(image=name))
@@ -434,10 +437,7 @@ class Node:
         mounts = {program.parent: "/envoy", files: str(files)}
         container = self.start(pod, "istio-proxy", command, uid=PROXY_UID, mounts=mounts)
         envoy = Admin(admin)
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while not envoy.is_ready():
-            assert time.monotonic() < give_up, "Envoy is not ready"
-            time.sleep(0.02)
+        wait_until(envoy.is_ready, lambda: "Envoy is not ready")
         return Sidecar(container, envoy)
 
     def kill(self, container: Container) -> None:
@@ -465,13 +465,15 @@ class Node:
     def wait_for_end(self, container_id: str) -> int:
         """Wait until a container has ended by itself; its exit code."""
         request = cri.ContainerStatusRequest(container_id=container_id)
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            answer = self.ask("ContainerStatus", request, cri.ContainerStatusResponse)
-            if answer.status.state is cri.ContainerState.EXITED:
-                return answer.status.exit_code
-            assert time.monotonic() < give_up, f"{container_id} does not end"
-            time.sleep(0.05)
+
+        def status() -> cri.ContainerStatus:
+            return self.ask("ContainerStatus", request, cri.ContainerStatusResponse).status
+
+        wait_until(
+            lambda: status().state is cri.ContainerState.EXITED,
+            lambda: f"{container_id} does not end",
+        )
+        return status().exit_code
 
     # --- CRI --------------------------------------------------------------------------------
 

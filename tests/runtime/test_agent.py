@@ -34,8 +34,8 @@ def instance(empty_node: Node, tmp_path: Path) -> Iterator[Instance]:
 @contextmanager
 def following(instance: Instance, node: Node, source: str) -> Iterator[Agent]:
     """An agent that accelerates all it can, whatever the kernel's era: these apps read plainly."""
-    sockets = ("--runtime-socket", str(node.socket), "--nri-socket", str(node.nri_socket))
-    with instance.agent("--trust-apps", "--force-trust", "--source", source, *sockets) as agent:
+    trusting = ("--trust-apps", "--force-trust")
+    with instance.agent(*trusting, "--source", source, *node.sockets) as agent:
         yield agent
 
 
